@@ -1,10 +1,15 @@
 """The only place that registers our classes with transformers' Auto classes.
 
-Configurations are imported; models, feature extractors and processors are named and imported when an Auto class
-first asks for them, so that `import dualspeech` stays quick.
+Importing transformers' Auto modules takes seconds (they pull torch and the processors), so this module imports none:
+our classes are entered into each Auto table when Python first executes the module that holds it, or at once where
+that happened already. They are entered by name and imported when they are first asked for.
 """
 
 import importlib
+import sys
+from collections.abc import MutableMapping
+from importlib.abc import MetaPathFinder
+from typing import NamedTuple
 
 # model_type -> (module, configuration class)
 CONFIGS = {
@@ -34,9 +39,7 @@ CLASSES = {
         "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration"),
     },
     "AutoModelForCausalLM": {"acoustic_gpt": ("modeling.modeling_acoustic_gpt", "AcousticGPTForCausalLM")},
-    "AutoModelForMultimodalLM": {
-        "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration")
-    },
+    "AutoModelForMultimodalLM": {"dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration")},
     "AutoModelForTextToWaveform": {
         "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration")
     },
@@ -52,71 +55,122 @@ CLASSES = {
     "AutoProcessor": {"dualspeech": ("processing.processing_dualspeech", "DualSpeechProcessor")},
 }
 
+# Auto class -> (module of `transformers.models.auto`, its table); all others are model classes of `modeling_auto`.
+_TABLES = {
+    "AutoFeatureExtractor": ("feature_extraction_auto", "FEATURE_EXTRACTOR_MAPPING"),
+    "AutoProcessor": ("processing_auto", "PROCESSOR_MAPPING"),
+}
+_AUTO = "transformers.models.auto"
+_MODULES = tuple(
+    f"{_AUTO}.{name}" for name in ("configuration_auto", "modeling_auto", "feature_extraction_auto", "processing_auto")
+)
 _PACKAGE = __name__.rpartition(".")[0]
 
 
-def load(module: str, name: str) -> type:
-    """Import `dualspeech.<module>` and return its `name`."""
-    return getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+class _Named(NamedTuple):
+    """A class of this package that need not be imported yet."""
+
+    module: str
+    name: str
+
+    def load(self) -> type:
+        return getattr(importlib.import_module(f"{_PACKAGE}.{self.module}"), self.name)
 
 
-class _LazyClasses(dict):
-    """A registry of an Auto class whose entries of ours are imported on first use.
+_CONFIGS = {_Named(*where) for where in CONFIGS.values()}
 
-    transformers keeps registered classes in a plain dict and has no lazy form of `register`; this one holds
-    `(module, name)` pairs until somebody reads them.
+
+def _key(key):
+    """`key`, or the name of it when it is one of our configuration classes."""
+    if isinstance(key, type) and key.__module__.startswith(f"{_PACKAGE}."):
+        named = _Named(key.__module__.removeprefix(f"{_PACKAGE}."), key.__qualname__)
+        return named if named in _CONFIGS else key
+    return key
+
+
+class _LazyClasses(MutableMapping):
+    """What was registered with one Auto class; ours are known by name and imported when they are read.
+
+    Stands for the plain dict in which transformers keeps these classes, and pickles as one. Our keys are names too:
+    the tables are filled in the middle of an import, perhaps in that of one of our own configurations.
     """
 
-    def _resolve(self, key, value):
-        if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
-            value = load(*value)
-            super().__setitem__(key, value)
-        return value
+    def __init__(self, classes: dict):
+        self._classes = {_key(key): value for key, value in classes.items()}
 
     def __getitem__(self, key):
-        return self._resolve(key, super().__getitem__(key))
+        key = _key(key)
+        value = self._classes[key]
+        if isinstance(value, _Named):
+            value = self._classes[key] = value.load()
+        return value
 
-    def get(self, key, default=None):
-        return self[key] if key in self else default
+    def __setitem__(self, key, value):
+        self._classes[_key(key)] = value
 
-    def values(self):
-        return [self[key] for key in self]
+    def __delitem__(self, key):
+        del self._classes[_key(key)]
 
-    def items(self):
-        return [(key, self[key]) for key in self]
+    def __contains__(self, key):
+        return _key(key) in self._classes
+
+    def __iter__(self):
+        return iter([key.load() if isinstance(key, _Named) else key for key in self._classes])
+
+    def __len__(self):
+        return len(self._classes)
 
     def __reduce__(self):
-        return dict, (dict(self.items()),)
+        return dict, (dict(self),)
 
 
-def _mapping(auto_class: str):
-    """The mapping object that `auto_class.register` writes to."""
-    if auto_class == "AutoFeatureExtractor":
-        from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+def _enter(table, classes: dict) -> None:
+    """Add `classes` to what was registered with `table`, leaving keys alone that are there already."""
+    if not isinstance(table._extra_content, _LazyClasses):
+        table._extra_content = _LazyClasses(table._extra_content)
+    for key, value in classes.items():
+        if key not in table._extra_content:
+            table._extra_content[key] = value
 
-        return FEATURE_EXTRACTOR_MAPPING
-    if auto_class == "AutoProcessor":
-        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-        return PROCESSOR_MAPPING
-    import transformers
+def _attach(module) -> None:
+    """Enter our classes into the tables of `module`, one of `_MODULES`. Imports nothing."""
+    name = module.__name__.rpartition(".")[2]
+    if name == "configuration_auto":
+        _enter(module.CONFIG_MAPPING, {model_type: _Named(*where) for model_type, where in CONFIGS.items()})
+    for auto_class, classes in CLASSES.items():
+        home, table = _TABLES.get(auto_class, ("modeling_auto", None))
+        if home == name:
+            table = getattr(module, table) if table else getattr(module, auto_class)._model_mapping
+            _enter(table, {_Named(*CONFIGS[key]): _Named(*where) for key, where in classes.items()})
 
-    return getattr(transformers, auto_class)._model_mapping
+
+class _AttachOnImport(MetaPathFinder):
+    """Calls `_attach` right after Python has executed one of `_MODULES`."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _MODULES:
+            return None
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                _attach(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
 
 
 def register() -> None:
     """Register every class of this package with the Auto classes of transformers. Calling it again changes nothing."""
-    from transformers import AutoConfig
-
-    configs = {model_type: load(*where) for model_type, where in CONFIGS.items()}
-    for model_type, config in configs.items():
-        AutoConfig.register(model_type, config, exist_ok=True)
-    for auto_class, classes in CLASSES.items():
-        mapping = _mapping(auto_class)
-        if not isinstance(mapping._extra_content, _LazyClasses):
-            mapping._extra_content = _LazyClasses(mapping._extra_content)
-        for model_type, where in classes.items():
-            mapping._extra_content[configs[model_type]] = where
+    if not any(isinstance(finder, _AttachOnImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AttachOnImport())
+    for name in _MODULES:
+        if name in sys.modules:
+            _attach(sys.modules[name])
 
 
 __all__ = ["register"]
