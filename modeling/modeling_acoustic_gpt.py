@@ -396,7 +396,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
             logits_to_keep: compute only the last that many positions (0: all), or the positions of an index tensor.
 
         Returns:
-            `loss` (mean over the labels that count, or their sum over `num_items_in_batch`), `logits [B, A, V]` or
+            `loss` (mean over the labels that count, 0 if none does; or their sum over `num_items_in_batch`), `logits [B, A, V]` or
             `[B, A, K, V]` with `V = codebook_size + 4`, and `past_key_values`.
         """
         if labels is not None:
@@ -424,7 +424,10 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
             logits = logits.unflatten(-1, (self.config.num_codebooks, self.config.vocab_size))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels[:, kept], vocab_size=self.config.vocab_size, **kwargs)
+            labels = labels[:, kept]
+            # Divided here, so that a batch without any target gives 0 and not NaN.
+            kwargs.setdefault("num_items_in_batch", (labels != IGNORED_LABEL).sum().clamp(min=1))
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

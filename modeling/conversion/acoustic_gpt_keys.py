@@ -1,76 +1,62 @@
 """Names of AcousticGPT in the released DualSpeechLM checkpoints, and ours."""
 
 import re
+from collections.abc import Mapping
 
-import torch
+from torch import Tensor
 
-# Released module -> our module, inside one decoder layer and outside. `c_attn` is split, see `convert_acoustic_entry`.
-LAYER_NAMES = {
-    "ln_1": "input_layernorm",
-    "attn.c_proj": "self_attn.o_proj",
-    "ln_2": "post_attention_layernorm",
-    "mlp.c_fc": "mlp.fc_in",
-    "mlp.c_proj": "mlp.fc_out",
-}
-NAMES = {
-    "lm_decoder.transformer.wte": "model.embed_tokens",
-    "lm_decoder.transformer.wpe": "model.embed_positions",
-    "lm_decoder.pos_condition": "model.embed_condition_positions",
-    "lm_decoder.transformer.ln_f": "model.norm",
-    "gpt_head": "lm_head",
-}
-_LAYER = re.compile(r"lm_decoder\.transformer\.h\.(\d+)\.(.+)")
+from .checkpoint_io import KeyRule
 
 
-def convert_acoustic_entry(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """One released tensor under the names of `AcousticGPTForCausalLM`.
+def _thirds(rows: Tensor) -> list[Tensor]:
+    """Query, key and value rows; clones, since parts that share storage cannot be saved."""
+    return [part.clone() for part in rows.chunk(3)]
 
-    Args:
-        key: released name (`lm_decoder...`, `gpt_head.weight`), without the prefix of an adapter.
-        tensor: its values. Linear weights are `[out, in]`; `attn.c_attn` holds query, key and value rows in turn.
 
-    Returns:
-        Our names and values; `None` for a key that is not part of AcousticGPT.
+_LAYER = r"lm_decoder\.transformer\.h\.(\d+)\."
+# Rules of `convert_keys`: released keys -> keys of `AcousticGPTForCausalLM`. Linear weights are [out, in] on both sides.
+RELEASED_ACOUSTIC_RULES = (
+    KeyRule(r"lm_decoder\.transformer\.wte\.weight", "model.embed_tokens.weight"),
+    KeyRule(r"lm_decoder\.transformer\.wpe\.weight", "model.embed_positions.weight"),
+    KeyRule(r"lm_decoder\.pos_condition\.weight", "model.embed_condition_positions.weight"),
+    KeyRule(_LAYER + r"ln_1\.(weight|bias)", r"model.layers.\1.input_layernorm.\2"),
+    KeyRule(
+        _LAYER + r"attn\.c_attn\.(weight|bias)",
+        tuple(rf"model.layers.\1.self_attn.{name}_proj.\2" for name in "qkv"),
+        _thirds,
+    ),
+    KeyRule(_LAYER + r"attn\.c_proj\.(weight|bias)", r"model.layers.\1.self_attn.o_proj.\2"),
+    KeyRule(_LAYER + r"ln_2\.(weight|bias)", r"model.layers.\1.post_attention_layernorm.\2"),
+    KeyRule(_LAYER + r"mlp\.c_fc\.(weight|bias)", r"model.layers.\1.mlp.fc_in.\2"),
+    KeyRule(_LAYER + r"mlp\.c_proj\.(weight|bias)", r"model.layers.\1.mlp.fc_out.\2"),
+    KeyRule(r"lm_decoder\.transformer\.ln_f\.(weight|bias)", r"model.norm.\1"),
+    KeyRule(r"gpt_head\.weight", "lm_head.weight"),
+)
+
+
+def acoustic_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Fields of `AcousticGPTConfig` that the tensors of a released checkpoint tell (the number of heads they do not).
 
     Raises:
-        ValueError: a key below `lm_decoder` or `gpt_head` that the released layout does not have.
+        ValueError: a tensor that tells a size is missing.
     """
-    if key.split(".")[0] not in ("lm_decoder", "gpt_head"):
-        return None
-    module, _, kind = key.rpartition(".")
-    if kind in ("weight", "bias"):
-        if module in NAMES:
-            return {f"{NAMES[module]}.{kind}": tensor}
-        if match := _LAYER.fullmatch(module):
-            layer, part = f"model.layers.{match[1]}", match[2]
-            if part in LAYER_NAMES:
-                return {f"{layer}.{LAYER_NAMES[part]}.{kind}": tensor}
-            if part == "attn.c_attn" and len(tensor) % 3 == 0:
-                # Clones: parts that share storage cannot be saved as safetensors.
-                rows = (rows.clone() for rows in tensor.chunk(3))
-                return {f"{layer}.self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", rows, strict=True)}
-    raise ValueError(f"`{key}` with shape {tuple(tensor.shape)} is not a tensor of the released AcousticGPT")
-
-
-def convert_acoustic_state(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The AcousticGPT tensors of a released state dict, as a state dict of `AcousticGPTForCausalLM`."""
-    converted = {}
-    for key, tensor in state_dict.items():
-        converted.update(convert_acoustic_entry(key, tensor) or {})
-    return converted
-
-
-def acoustic_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Fields of `AcousticGPTConfig` that a released state dict tells. The number of heads is not among them."""
-    tokens = state_dict["lm_decoder.transformer.wte.weight"]
+    names = {
+        "codes": "lm_decoder.transformer.wte.weight",
+        "condition": "lm_decoder.pos_condition.weight",
+        "target": "lm_decoder.transformer.wpe.weight",
+        "feed_forward": "lm_decoder.transformer.h.0.mlp.c_fc.weight",
+    }
+    if missing := [name for name in names.values() if name not in state]:
+        raise ValueError(f"checkpoint: it lacks {', '.join(missing)}.")
+    codes, condition, target, feed_forward = (state[name].shape for name in names.values())
     return {
-        "codebook_size": len(tokens) - 4,
-        "hidden_size": tokens.shape[1],
-        "num_hidden_layers": len({match[1] for key in state_dict if (match := _LAYER.match(key))}),
-        "intermediate_size": len(state_dict["lm_decoder.transformer.h.0.mlp.c_fc.weight"]),
-        "max_condition_positions": len(state_dict["lm_decoder.pos_condition.weight"]),
-        "max_target_positions": len(state_dict["lm_decoder.transformer.wpe.weight"]),
+        "codebook_size": codes[0] - 4,
+        "hidden_size": codes[1],
+        "num_hidden_layers": len({match[1] for key in state if (match := re.match(_LAYER, key))}),
+        "intermediate_size": feed_forward[0],
+        "max_condition_positions": condition[0],
+        "max_target_positions": target[0],
     }
 
 
-__all__ = ["acoustic_sizes", "convert_acoustic_entry", "convert_acoustic_state"]
+__all__ = ["RELEASED_ACOUSTIC_RULES", "acoustic_sizes"]
