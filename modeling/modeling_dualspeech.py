@@ -1,0 +1,377 @@
+"""DualSpeechLM: a text language model that reads and writes USTokens, and AcousticGPT on its hidden states."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+
+from ..configuration.configuration_dualspeech import TASK_IDS, DualSpeechConfig
+from .generation_dualspeech import DualSpeechGenerationMixin, default_generation_config
+from .modeling_acoustic_gpt import AcousticGPTForCausalLM
+
+# Rows of `DualSpeechConfig.coc_probabilities`.
+CONDITIONS = ("prompt", "answer", "full")
+
+
+@dataclass
+class DualSpeechOutput(ModelOutput):
+    """
+    Output of [`DualSpeechForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Weighted sum of the parts below.
+        logits (`torch.FloatTensor` of shape `(batch, length, vocabulary)`):
+            Next-id scores of the language model, text and speech ids.
+        text_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Mean cross-entropy over the targets of rows with a text answer; `None` without such rows.
+        semantic_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Mean cross-entropy over the targets of rows with a speech answer (equation 4).
+        acoustic_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Mean cross-entropy of AcousticGPT (equation 5).
+        acoustic_logits (`torch.FloatTensor` of shape `(batch, acoustic length, acoustic vocabulary)`, *optional*):
+            Scores of AcousticGPT, aligned with `acoustic_labels`; zeros on rows without an acoustic target. With
+            several codebooks a codebook axis stands before the vocabulary.
+        past_key_values (`Cache`, *optional*), hidden_states, attentions:
+            Those of the language model.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    semantic_loss: torch.FloatTensor | None = None
+    acoustic_loss: torch.FloatTensor | None = None
+    acoustic_logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class AcousticProjector(nn.Module):
+    """Language-model states to condition vectors: linear, ReLU, linear."""
+
+    def __init__(self, config: DualSpeechConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.text_config.hidden_size, config.projector_hidden_size)
+        self.linear_2 = nn.Linear(config.projector_hidden_size, config.acoustic_config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(nn.functional.relu(self.linear_1(hidden_states)))
+
+
+class DualSpeechPreTrainedModel(PreTrainedModel):
+    config: DualSpeechConfig
+    base_model_prefix = "language_model"
+    input_modalities = ("text", "audio")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGenerationMixin):
+    """
+    Any causal language model over text and USTokens (`language_model`), a projector of its last hidden states and of
+    the speaker vector, and AcousticGPT (`acoustic_model`), trained together (paper, section "DualSpeechLM").
+
+    ```python
+    >>> processor = AutoProcessor.from_pretrained("dualspeech-checkpoint")
+    >>> model = AutoModel.from_pretrained("dualspeech-checkpoint")
+    >>> output = model.generate(**processor(task="tts", text="hello", speaker=speaker_vector))
+    >>> processor.batch_decode(output)[0].audio
+    ```
+
+    What the released code does and this class does not: one task per batch (rows of different tasks mix freely here),
+    the acoustic loss on rows with a text answer (`acoustic_on_understanding`), Chain-of-Condition drawn per batch from
+    Python's global generator (here per row from torch's, `coc_granularity`).
+    """
+
+    output_modalities = ("text", "audio")
+    # The loss is a sum of means with different counts: the Trainer divides by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: DualSpeechConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if config.acoustic_config is not None:
+            self.acoustic_projector = AcousticProjector(config)
+            if config.speaker_embedding_size is not None:
+                self.speaker_projector = nn.Linear(
+                    config.speaker_embedding_size, config.acoustic_config.hidden_size, bias=False
+                )
+            self.acoustic_model = AcousticGPTForCausalLM._from_config(config.acoustic_config)
+        self.post_init()
+        self.generation_config = default_generation_config(config)
+
+    @classmethod
+    def from_text_model(cls, text_model, tokenizer, **kwargs) -> "DualSpeechForConditionalGeneration":
+        """
+        Build the model around a pretrained text model; the acoustic parts are new.
+
+        Args:
+            text_model (`str` or `PreTrainedModel`):
+                A checkpoint for `AutoModelForCausalLM.from_pretrained`, or the model itself. Its embeddings are
+                resized in place to hold the tokenizer.
+            tokenizer (`PreTrainedTokenizerBase`):
+                A tokenizer with `<audio>`, `</audio>` and `<a_0>` ... in a row (`extend_tokenizer`).
+            kwargs:
+                Fields of [`DualSpeechConfig`]; `acoustic_config` defaults to the paper's AcousticGPT.
+
+        Raises:
+            ValueError: if the tokenizer lacks the speech tokens.
+        """
+        ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<audio>", "</audio>", "<a_0>")}
+        missing = [name for name, i in ids.items() if i is None or i == tokenizer.unk_token_id]
+        if missing:
+            raise ValueError(f"`tokenizer` has no {', '.join(missing)}; extend it with `extend_tokenizer` first")
+        if not isinstance(text_model, PreTrainedModel):
+            text_model = AutoModelForCausalLM.from_pretrained(text_model)
+        if text_model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+            text_model.resize_token_embeddings(len(tokenizer))
+        text_config = text_model.config.get_text_config(decoder=True)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(text_config, name, None) is None:
+                setattr(text_config, name, getattr(tokenizer, name))
+        config = DualSpeechConfig(
+            **{
+                "text_config": text_config,
+                "acoustic_config": {},
+                "audio_start_token_id": ids["<audio>"],
+                "audio_end_token_id": ids["</audio>"],
+                "semantic_token_offset": ids["<a_0>"],
+                **kwargs,
+            }
+        )
+        state = {f"language_model.{name}": value for name, value in text_model.state_dict().items()}
+        return cls.from_pretrained(None, config=config, state_dict=state, dtype=text_model.dtype)
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self):
+        return self.language_model.get_decoder()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        acoustic_labels: torch.LongTensor | None = None,
+        speaker_embeds: torch.FloatTensor | None = None,
+        prompt_mask: torch.Tensor | None = None,
+        task_ids: torch.LongTensor | None = None,
+        condition: str | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> DualSpeechOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`):
+                Beginning of sequence, prompt, and in training the answer and end of sequence.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`):
+                1 on ids, 0 on padding (either side).
+            labels (`torch.LongTensor` of shape `(batch, length)`):
+                `input_ids` on the answer and the end of sequence, -100 elsewhere; shifted inside.
+            acoustic_labels (`torch.LongTensor` of shape `(batch, acoustic length)`):
+                Codec codes and the end id, -100 behind; "no speech" and the end id, or only -100, in rows with a
+                text answer. With several codebooks `(batch, acoustic length, codebooks)`, not delayed.
+            speaker_embeds (`torch.FloatTensor` of shape `(batch, speaker_embedding_size)`):
+                Speaker vectors; zeros in rows with a text answer. Required with `acoustic_labels`.
+            prompt_mask (`torch.Tensor` of shape `(batch, length)`):
+                1 on beginning of sequence and prompt. Without it Chain-of-Condition is off.
+            task_ids (`torch.LongTensor` of shape `(batch,)`):
+                Numbers of `TASK_IDS`. Without them Chain-of-Condition applies to every row.
+            condition (`str`, *optional*):
+                `"prompt"`, `"answer"` or `"full"`: what AcousticGPT sees, instead of a draw.
+
+        Raises:
+            ValueError: on inputs that do not fit together (see the messages).
+        """
+        wants_acoustic = acoustic_labels is not None
+        if wants_acoustic:
+            self._check_acoustic_inputs(acoustic_labels, speaker_embeds)
+            kwargs["output_hidden_states"] = kwargs.get("output_hidden_states") or -1  # by default the last layer only
+        if labels is not None or wants_acoustic:
+            use_cache = False
+        outputs = self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        result = DualSpeechOutput(
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        parts = []
+        if labels is not None:
+            result.text_loss, result.semantic_loss = self._language_losses(outputs.logits, labels)
+            parts += [(self.config.text_loss_weight, result.text_loss)]
+            parts += [(self.config.semantic_loss_weight, result.semantic_loss)]
+        if wants_acoustic:
+            hidden = outputs.hidden_states[-1]
+            visible = self._visible_states(hidden, attention_mask, prompt_mask, task_ids, condition)
+            result.acoustic_loss, result.acoustic_logits = self._acoustic_loss(
+                hidden, attention_mask, visible, speaker_embeds, acoustic_labels
+            )
+            parts += [(self.config.acoustic_loss_weight, result.acoustic_loss)]
+        parts = [weight * loss for weight, loss in parts if loss is not None]
+        if parts:
+            result.loss = sum(parts)
+        return result
+
+    def _check_acoustic_inputs(self, acoustic_labels, speaker_embeds):
+        if self.config.acoustic_config is None:
+            raise ValueError("`acoustic_labels` were given, but this model has no acoustic stage (`acoustic_config`)")
+        size = self.config.speaker_embedding_size
+        if size is not None and (speaker_embeds is None or speaker_embeds.shape != (len(acoustic_labels), size)):
+            given = None if speaker_embeds is None else tuple(speaker_embeds.shape)
+            raise ValueError(
+                f"`speaker_embeds` is {given}; with `acoustic_labels` {(len(acoustic_labels), size)} is needed"
+            )
+
+    def _language_losses(self, logits, labels):
+        """Mean cross-entropy over the targets of text rows and of speech rows; `None` for a kind without rows.
+
+        A row is a speech row when any of its targets is a speech id; its end of sequence counts as semantic.
+        """
+        config = self.config
+        is_code = (labels >= config.semantic_token_offset) & (
+            labels < config.semantic_token_offset + config.semantic_codebook_size
+        )
+        is_speech_id = is_code | (labels == config.audio_start_token_id) | (labels == config.audio_end_token_id)
+        speech_rows = is_speech_id.any(dim=1)
+        targets = labels[:, 1:]
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+        ).view_as(targets)
+        counts = (targets != -100).sum(dim=1)
+        sums = losses.sum(dim=1)
+        # Both means stay in the graph, so that every rank of a distributed run reduces the same gradients.
+        text, speech = (
+            (sums * rows).sum() / (counts * rows).sum().clamp(min=1) for rows in (~speech_rows, speech_rows)
+        )
+        if speech_rows.all():
+            return None, speech
+        return text, speech if speech_rows.any() else None
+
+    def _visible_states(self, hidden, attention_mask, prompt_mask, task_ids, condition):
+        """Which language-model states AcousticGPT sees, `(batch, length)` bool: Chain-of-Condition."""
+        if attention_mask is None:
+            attention_mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        attended = attention_mask.bool()
+        if condition is not None and condition not in CONDITIONS:
+            raise ValueError(f"`condition` is {condition!r}; accepted are {', '.join(CONDITIONS)}")
+        if condition == "full" or (condition is None and not self.training):
+            return attended
+        if prompt_mask is None:
+            if condition is None:
+                return attended
+            raise ValueError(f"`condition` {condition!r} needs `prompt_mask`")
+        if condition is not None:
+            choice = torch.full((len(hidden),), CONDITIONS.index(condition), device=hidden.device)
+        else:
+            choice = self._draw_conditions(len(hidden), task_ids).to(hidden.device)
+        prompt = attended & prompt_mask.bool()
+        answer = attended & ~prompt_mask.bool()
+        choice = choice[:, None]
+        return torch.where(choice == 0, prompt, torch.where(choice == 1, answer, attended))
+
+    def _draw_conditions(self, batch_size, task_ids):
+        """One of 0 (prompt), 1 (answer), 2 (both) per row, from torch's CPU generator."""
+        draws = torch.rand(1 if self.config.coc_granularity == "batch" else batch_size)
+        bounds = torch.tensor(self.config.coc_probabilities, dtype=torch.float64).cumsum(0)[:2]
+        choice = torch.bucketize(draws.double(), bounds, right=True).expand(batch_size)
+        if task_ids is None:
+            return choice
+        eligible = torch.tensor([TASK_IDS[name] for name in self.config.coc_tasks], dtype=torch.long)
+        return torch.where(torch.isin(task_ids.cpu(), eligible), choice, 2)
+
+    def build_condition(self, hidden, attention_mask, visible, speaker_embeds):
+        """
+        Condition of AcousticGPT: the speaker token, then one vector per language-model state.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(batch, length, text hidden size)`):
+                Last hidden states, after the final norm.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
+                Gives the positions: the first attended state has position 1 behind the speaker.
+            visible (`torch.BoolTensor` of shape `(batch, length)`):
+                States that AcousticGPT may attend to. Hidden ones keep their positions.
+            speaker_embeds (`torch.FloatTensor` of shape `(batch, speaker_embedding_size)`, *optional*).
+
+        Returns:
+            `dict` with `condition_embeds` `(batch, 1 + length, width)`, `condition_mask` and `condition_position_ids`.
+        """
+        embeds = self.acoustic_projector(hidden)
+        if attention_mask is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        else:
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        mask = visible.long()
+        if self.config.num_condition_tokens:
+            speaker = self.speaker_projector(speaker_embeds.to(embeds.dtype))[:, None]
+            embeds = torch.cat([speaker.to(embeds.device), embeds], dim=1)
+            mask = nn.functional.pad(mask, (1, 0), value=1)
+            positions = nn.functional.pad(positions + 1, (1, 0), value=0)
+        return {"condition_embeds": embeds, "condition_mask": mask, "condition_position_ids": positions}
+
+    def _acoustic_loss(self, hidden, attention_mask, visible, speaker_embeds, labels):
+        """Loss and logits of AcousticGPT, run on the rows that have acoustic targets."""
+        acoustic = self.config.acoustic_config
+        if not self.config.acoustic_on_understanding:
+            first = labels[:, 0] if labels.dim() == 2 else labels[:, 0, 0]
+            silent = (first == acoustic.none_token_id).view(-1, *[1] * (labels.dim() - 1))
+            labels = labels.masked_fill(silent, -100)
+        rows = (labels != -100).flatten(1).any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
+            # Every rank of a sharded run has to call the acoustic model: one row whose loss is zero.
+            rows = rows.new_zeros(1)
+        condition = self.build_condition(
+            hidden[rows],
+            None if attention_mask is None else attention_mask[rows],
+            visible[rows],
+            None if speaker_embeds is None else speaker_embeds[rows],
+        )
+        output = self.acoustic_model(**condition, labels=labels[rows], use_cache=False)
+        logits = output.logits
+        if len(rows) < len(labels):
+            logits = logits.new_zeros(len(labels), *logits.shape[1:]).index_copy(0, rows, logits)
+        return output.loss, logits
+
+
+__all__ = ["DualSpeechForConditionalGeneration", "DualSpeechOutput", "DualSpeechPreTrainedModel"]
