@@ -30,7 +30,10 @@ CONFIGS = {
 CLASSES = {
     "AutoModel": {
         "us_tokenizer": ("modeling.modeling_us_tokenizer", "UsTokenizerModel"),
-        "us_tokenizer_for_understanding": ("modeling.modeling_us_tokenizer", "UsTokenizerForUnderstanding"),
+        "us_tokenizer_for_understanding": (
+            "modeling.modeling_us_tokenizer_understanding",
+            "UsTokenizerForUnderstanding",
+        ),
         "dualspeech_wavtokenizer": ("modeling.modeling_wavtokenizer", "WavTokenizerModel"),
         "campplus": ("modeling.modeling_campplus", "CamPPlusModel"),
         "kmeans_tokenizer": ("modeling.modeling_kmeans_tokenizer", "KMeansTokenizerModel"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 
 @dataclass
@@ -131,7 +132,7 @@ class EmaVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, flat: torch.Tensor) -> torch.LongTensor:
-        with torch.autocast(flat.device.type, enabled=False):
+        with maybe_autocast(flat.device.type, enabled=False):
             embed = self.embed.float()
             # |x|^2 is the same for all codes and left out
             distance = embed.pow(2).sum(dim=1) - 2 * (flat.float() @ embed.T)
@@ -148,7 +149,7 @@ class EmaVectorQuantizer(nn.Module):
         if self.dead_code_threshold > 0:
             dead = cluster_size < self.dead_code_threshold
             restarted_size = max(1.0, self.dead_code_threshold)
-            replacement = self._sample(flat, weights)
+            replacement = self._sample(flat, weights, repeated=True)
             embed = torch.where(dead[:, None], replacement, embed)
             embed_avg = torch.where(dead[:, None], replacement * restarted_size, embed_avg)
             cluster_size = cluster_size.masked_fill(dead, restarted_size)
@@ -159,7 +160,7 @@ class EmaVectorQuantizer(nn.Module):
     @torch.no_grad()
     def _init_from(self, flat: torch.Tensor, weights: torch.Tensor) -> None:
         """Lloyd's k-means over the valid vectors of all ranks; a centre that loses all its vectors stays."""
-        self.embed.copy_(self._sample(flat, weights))
+        self.embed.copy_(self._sample(flat, weights, repeated=bool(weights.sum() < self.codebook_size)))
         for _ in range(self.kmeans_iterations):
             counts, sums = self._statistics(flat, self._nearest(flat), weights)
             self.embed.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), self.embed))
@@ -178,9 +179,8 @@ class EmaVectorQuantizer(nn.Module):
             dist.all_reduce(table)
         return table[:, -1], table[:, :-1]
 
-    def _sample(self, flat: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`codebook_size` random valid vectors of the first rank, fp32, the same on every rank; repeated where few."""
-        repeated = bool(weights.sum() < self.codebook_size)
+    def _sample(self, flat: torch.Tensor, weights: torch.Tensor, repeated: bool) -> torch.Tensor:
+        """`codebook_size` random valid vectors of the first rank in fp32, the same ones on every rank."""
         chosen = flat[torch.multinomial(weights, self.codebook_size, replacement=repeated)].float()
         if _distributed():
             dist.broadcast(chosen, src=0)
