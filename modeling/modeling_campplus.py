@@ -218,8 +218,9 @@ class CamPPlusModel(PreTrainedModel):
     >>> from dualspeech import CamPPlusConfig, CamPPlusModel, KaldiFbankFeatureExtractor
 
     >>> model = CamPPlusModel(CamPPlusConfig(growth_rate=8, init_channels=32, block_layers=(2, 2, 2))).eval()
-    >>> inputs = KaldiFbankFeatureExtractor()([torch.randn(16000), torch.randn(9000)], sampling_rate=16000)
-    >>> model(**inputs.convert_to_tensors("pt")).embeddings.shape
+    >>> waveforms = [torch.randn(16000), torch.randn(9000)]
+    >>> inputs = KaldiFbankFeatureExtractor()(waveforms, sampling_rate=16000, return_tensors="pt")
+    >>> model(**inputs).embeddings.shape
     torch.Size([2, 512])
     ```
     """
