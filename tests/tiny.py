@@ -59,3 +59,30 @@ def tone(seconds, rate=16000, frequency=220.0, amplitude=0.3):
     """A sine of `seconds` at `rate` Hz as a float32 array."""
     time = np.arange(round(seconds * rate)) / rate
     return (amplitude * np.sin(2 * math.pi * frequency * time)).astype(np.float32)
+
+
+def tiny_audio_tokenizer(**parts):
+    """A random `DualTokenizerModel`: 24 USTokens, a codec of 64 codes (200 a second at 24 kHz), speaker vectors of 12.
+
+    `parts` replaces parts; `None` leaves one out.
+    """
+    from dualspeech import DualTokenizerModel
+    from tests.modeling.tiny_audio_parts import campplus, us_tokenizer, wavtokenizer
+
+    factories = {
+        "semantic_tokenizer": lambda: us_tokenizer(min_seconds=0.1),
+        "acoustic_codec": wavtokenizer,
+        "speaker_encoder": campplus,
+    }
+    made = {name: make() for name, make in factories.items() if name not in parts}
+    return DualTokenizerModel.from_parts(**made, **parts)
+
+
+def tiny_processor(kind="metaspace", audio_tokenizer=None, **kwargs):
+    """A `DualSpeechProcessor` of the sizes of `tiny_audio_tokenizer()`, which has none unless it is given."""
+    from dualspeech import DualSpeechFeatureExtractor, DualSpeechProcessor
+
+    sizes = {"semantic_codebook_size": 24, "acoustic_codebook_size": 64, "speaker_embedding_size": 12}
+    sizes |= kwargs
+    tokenizer = tiny_tokenizer(kind, sizes["semantic_codebook_size"])
+    return DualSpeechProcessor(DualSpeechFeatureExtractor(), tokenizer, audio_tokenizer=audio_tokenizer, **sizes)

@@ -1,0 +1,52 @@
+"""Batches for training DualSpeechLM with a plain `Trainer`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..processing.processing_dualspeech import DualSpeechProcessor
+
+
+@dataclass
+class DualSpeechDataCollator:
+    """Pads the rows of [`DualSpeechProcessor.build_examples`] to a batch, on the right, tasks mixed.
+
+    Columns that the model does not take are left out, so `remove_unused_columns=False` works too. The batch always has
+    the same entries for one model, whatever tasks it holds.
+
+    Args:
+        processor ([`DualSpeechProcessor`]): gives the pad ids and sizes.
+        max_length (`int`, *optional*): the longest accepted row in ids; a longer one is an error and is not cut.
+        pad_to_multiple_of (`int`, *optional*): round lengths up, for tensor cores and fewer shapes to compile.
+
+    Example:
+
+    ```python
+    >>> dataset = dataset.map(lambda row: processor.build_example(task="asr", audio=row["audio"], targets=row["text"]))
+    >>> trainer = Trainer(model, train_dataset=dataset, data_collator=DualSpeechDataCollator(processor), ...)
+    ```
+    """
+
+    processor: DualSpeechProcessor
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> BatchFeature:
+        """Tensors as described in [`DualSpeechProcessor.__call__`] with `targets`.
+
+        Raises:
+            ValueError: a row without `labels`, or one longer than `max_length`.
+        """
+        for example in examples:
+            if example.get("labels") is None:
+                raise ValueError(
+                    f"`examples` must have labels for training, got a row with {sorted(example)}; build them with `targets=`"
+                )
+        return self.processor.pad(
+            examples, max_length=self.max_length, pad_to_multiple_of=self.pad_to_multiple_of, padding_side="right"
+        )
+
+
+__all__ = ["DualSpeechDataCollator"]
