@@ -65,14 +65,13 @@ class WavTokenizerDecoderOutput(ModelOutput):
 class WavTokenizerOutput(ModelOutput):
     """
     audio_values (`[B, 1, S]`): reconstruction, as long as the input.
-    audio_codes (`[B, 1, A]`, long), audio_codes_mask (`[B, A]`, bool): as from `encode`.
+    audio_codes (`[B, 1, A]`, long): codes, 0 behind the end of a row.
     commitment_loss (`[]`): mean squared distance of the encoder's vectors to their codes, for the encoder to follow.
     perplexity (`[]`): number of codes in effective use in this batch.
     """
 
     audio_values: torch.FloatTensor | None = None
     audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.BoolTensor | None = None
     commitment_loss: torch.FloatTensor | None = None
     perplexity: torch.FloatTensor | None = None
 
@@ -233,7 +232,7 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
 
     Everything is computed in float32. Half precision changes most codes, so autocast is switched off inside and the
     weights stay in float32 when the model is loaded in, or cast to, a half type (also as part of another model).
-    On a GPU, codes near a tie may differ from the CPU's; `torch.backends.cudnn.allow_tf32 = False` makes this rarer.
+    On a GPU switch TF32 convolutions off too (`torch.backends.cudnn.allow_tf32 = False`): they round like half types.
 
     Only `forward(..., update_codebook=True)` changes the codebook.
 
@@ -318,7 +317,7 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
 
     @can_return_tuple
     @torch.no_grad()
-    def encode(self, input_values: Tensor, padding_mask: Tensor | None = None, **kwargs) -> WavTokenizerEncoderOutput:
+    def encode(self, input_values: Tensor, padding_mask: Tensor | None = None) -> WavTokenizerEncoderOutput:
         """
         Codes of waveforms.
 
@@ -340,7 +339,6 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
         audio_codes: torch.LongTensor,
         audio_codes_mask: Tensor | None = None,
         bandwidth_id: int | torch.LongTensor = 0,
-        **kwargs,
     ) -> WavTokenizerDecoderOutput:
         """
         Waveforms of codes; `hop_length` samples per code.
@@ -388,7 +386,6 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
         return WavTokenizerOutput(
             audio_values=audio_values[..., : input_values.shape[-1]],
             audio_codes=quantized.codes.masked_fill(~mask, 0).unsqueeze(1),
-            audio_codes_mask=mask,
             commitment_loss=quantized.commitment_loss,
             perplexity=quantized.perplexity,
         )

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ from transformers import AutoModel
 
 from dualspeech.modeling.conversion import convert_campplus_to_hf as campplus
 from dualspeech.modeling.conversion import convert_wavtokenizer_to_hf as wavtokenizer
+from dualspeech.modeling.conversion.checkpoint_io import load_foreign_state_dict
 from dualspeech.modeling.modeling_campplus import CamPPlusModel
 from dualspeech.modeling.modeling_wavtokenizer import WavTokenizerModel
 from tests.fixture_checks import FIXTURES, check, load
 
+RELEASED = "DUALSPEECH_WAVTOKENIZER_40"  # environment variable: path of the released file, for a check by hand
 DISCRIMINATOR = {
     "multiperioddisc.discriminators.0.convs.0.bias": torch.zeros(2),
     "multiresddisc.discriminators.1.conv_post.bias": torch.zeros(2),
@@ -107,6 +110,16 @@ def test_wavtokenizer_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         wavtokenizer.convert(str(tmp_path / "model.ckpt"), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+@pytest.mark.skipif(RELEASED not in os.environ, reason=f"{RELEASED} does not name a released 40-token checkpoint")
+def test_wavtokenizer_released_codes():
+    """Codes of a tone that transformers' own port records for large-unify-40token."""
+    model = wavtokenizer.build_model(load_foreign_state_dict(os.environ[RELEASED], entry="state_dict"))
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(12000, dtype=torch.float64) / 24000)
+    codes = model.encode(tone[None, None].float()).audio_codes[0, 0].tolist()
+    assert len(codes) == 20
+    assert codes[:10] == [1323, 1442, 3524, 2056, 3229, 1723, 2785, 1389, 3144, 1723]
 
 
 @pytest.mark.parametrize("size", [192, 512])

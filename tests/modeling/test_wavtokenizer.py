@@ -1,6 +1,12 @@
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization, EncodecFeatureExtractor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioTokenization,
+    EncodecFeatureExtractor,
+    PreTrainedModel,
+)
 
 from dualspeech.configuration.configuration_wavtokenizer import WavTokenizerConfig
 from dualspeech.modeling.conversion.convert_wavtokenizer_to_hf import build_model
@@ -177,6 +183,24 @@ class TestFloat32:
             self.same(model, other)
         assert other.double().dtype == torch.float64 and other.float().dtype == torch.float32
 
+    def test_part_of_another_model(self, tmp_path):
+        class Whole(PreTrainedModel):
+            config: WavTokenizerConfig
+            _supports_sdpa = True
+
+            def __init__(self, config):
+                super().__init__(config)
+                self.codec, self.linear = WavTokenizerModel(config), torch.nn.Linear(2, 2)
+                self.post_init()
+
+        model = tiny_model()
+        whole = Whole(model.config)
+        whole.codec.load_state_dict(model.state_dict())
+        whole.save_pretrained(tmp_path)
+        whole = Whole.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+        assert whole.linear.weight.dtype == torch.bfloat16
+        self.same(model, whole.codec)
+
     def test_from_config(self):
         model = AutoModel.from_config(tiny_config(), dtype=torch.bfloat16).eval()
         self.same(model, model)
@@ -188,7 +212,8 @@ def test_forward_trains_encoder_and_decoder():
     waveforms, mask = padded(rows, fill=0.0)
     output = model(waveforms, mask, bandwidth_id=1)
     assert output.audio_values.shape == waveforms.shape
-    assert output.audio_codes.shape == (2, 1, 6) and output.audio_codes_mask.sum(1).tolist() == [3, 6]
+    assert torch.equal(output.audio_codes, model.encode(waveforms, mask).audio_codes)
+    assert output.audio_codes.shape == (2, 1, 6) and not output.audio_codes[0, :, 3:].any()
     (output.audio_values.square().mean() + output.commitment_loss).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
