@@ -1,5 +1,7 @@
 """Configurations of the understanding-driven speech tokenizer (USTokenizer)."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -228,6 +230,9 @@ class UsTokenizerForUnderstandingConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.text_config is None:
             self.text_config = dict(LLAMA_3_2_1B)
+        # A copy: building a model from this configuration writes its attention implementation into the parts, and
+        # would change the running text model whose configuration was given.
+        self.text_config = copy.deepcopy(self.text_config)
         super().__post_init__(**kwargs)
 
     def validate_understanding(self):

@@ -30,7 +30,7 @@ def tiny_batch(config, num_samples, seed=0):
     return torch.randn(shape, generator=generator), torch.tensor(num_samples)
 
 
-def tiny_text_model(hidden_size=14, vocab_size=31):
+def tiny_text_model(hidden_size=20, vocab_size=31):
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -46,7 +46,7 @@ def tiny_text_model(hidden_size=14, vocab_size=31):
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_understanding(text_hidden_size=14, **kwargs):
+def tiny_understanding(text_hidden_size=20, **kwargs):
     """A model for understanding with its text model attached."""
     text_model = tiny_text_model(text_hidden_size)
     tokenizer_kwargs = kwargs.pop("us_tokenizer", {})
