@@ -54,7 +54,9 @@ def pip(*arguments):
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the checkout, so that nothing is built inside the real one."""
-    ignored = shutil.ignore_patterns(".git", "__pycache__", "build", "dist", "*.egg-info", ".venv*", "tests", "outputs")
+    ignored = shutil.ignore_patterns(
+        ".git", "__pycache__", "build", "dist", "*.egg-info", ".venv*", "tests", "outputs"
+    )
     return shutil.copytree(ROOT, tmp_path / "checkout", ignore=ignored)
 
 
@@ -116,4 +118,3 @@ def test_checkout_wins_over_an_installed_copy_when_run_from_its_root(checkout, w
     pip("--python", python, "install", "--no-deps", "--no-index", wheel)
     for path in imported_from(python, checkout, list(library_files(ROOT).values())):
         assert checkout in path.parents, path
-
