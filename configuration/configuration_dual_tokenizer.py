@@ -36,6 +36,8 @@ class KMeansTokenizerConfig(PreTrainedConfig):
 
     model_type = "kmeans_tokenizer"
     sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="hubert")}
+    # The base plan names layers of a plain decoder.
+    base_model_fsdp_plan = {}
 
     encoder_config: dict | PreTrainedConfig | None = None
     codebook_size: int = 500
@@ -92,6 +94,7 @@ class DualTokenizerConfig(PreTrainedConfig):
         "codec_config": SubConfigSpec(config_class=AutoConfig, model_type="dualspeech_wavtokenizer", optional=True),
         "speaker_config": SubConfigSpec(config_class=AutoConfig, model_type="campplus", optional=True),
     }
+    base_model_fsdp_plan = {}
 
     semantic_config: dict | PreTrainedConfig | None = None
     codec_config: dict | PreTrainedConfig | None = None

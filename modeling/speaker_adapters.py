@@ -23,9 +23,6 @@ from .audio_parts import (
 class CamPPlusSpeakerEncoder:
     """CAM++ on Kaldi filter banks with each utterance's own mean subtracted. Padding is masked inside the model."""
 
-    # 3 frames of 25 ms every 10 ms: at stride 2, the fewest that have a standard deviation.
-    min_samples = 400 + 2 * 160
-
     def __init__(self, model: nn.Module):
         self.model = model
         self.embedding_size: int = model.config.embedding_size
@@ -34,13 +31,12 @@ class CamPPlusSpeakerEncoder:
     def embed(self, waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """`waveforms [B, S]` float at `sampling_rate`, right-padded, with `num_samples [B]` -> `[B, E]`."""
         waveforms, num_samples = check_waveforms("waveforms", waveforms, num_samples)
-        check_at_least("waveforms", num_samples, self.min_samples)
+        # 3 frames of 25 ms every 10 ms: the fewest that have a standard deviation behind a stride of 2
+        check_at_least("waveforms", num_samples, self.sampling_rate * 45 // 1000)
+        waveforms, num_mel_bins = waveforms.to(self.model.device), self.model.config.num_mel_bins
         with evaluating(self.model):
-            features, mask = centred_kaldi_fbank(
-                waveforms, num_samples, self.model.config.num_mel_bins, self.sampling_rate
-            )
-            features = placed_like(self.model, features)
-            return self.model(features, attention_mask=mask.to(features.device)).embeddings
+            features, mask = centred_kaldi_fbank(waveforms, num_samples, num_mel_bins, self.sampling_rate)
+            return self.model(placed_like(self.model, features), attention_mask=mask).embeddings
 
 
 class XVectorSpeakerEncoder:

@@ -28,7 +28,11 @@ from dualspeech import (
     WavTokenizerModel,
 )
 
-CONVOLUTIONS = dict(conv_dim=[8, 8, 8], conv_kernel=[10, 3, 3], conv_stride=[5, 4, 4])  # 80 samples a frame: 200 Hz
+CONVOLUTIONS = {
+    "conv_dim": [8, 8, 8],
+    "conv_kernel": [10, 3, 3],
+    "conv_stride": [5, 4, 4],
+}  # 80 samples a frame: 200 Hz
 ENCODER = dict(
     hidden_size=16,
     num_hidden_layers=3,
@@ -38,26 +42,26 @@ ENCODER = dict(
     num_conv_pos_embedding_groups=2,
     **CONVOLUTIONS,
 )
-SINGLE_BOOK = dict(
-    hidden_size=32,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=16,
-    encoder_hidden_size=2,
-    semantic_model_config=dict(
-        model_type="wav2vec2-bert",
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        feature_projection_input_dim=160,
-        conv_depthwise_kernel_size=3,
-    ),
-    quantization_dim=48,
-    quantization_levels=[4, 4, 4],
-)
+SINGLE_BOOK = {
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "encoder_hidden_size": 2,
+    "semantic_model_config": {
+        "model_type": "wav2vec2-bert",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "feature_projection_input_dim": 160,
+        "conv_depthwise_kernel_size": 3,
+    },
+    "quantization_dim": 48,
+    "quantization_levels": [4, 4, 4],
+}
 
 
 SPREAD = ("codebook", "head.linear", "project_in", "fc_encoder", "acoustic_encoder.conv2", "semantic_adapter")
@@ -75,46 +79,46 @@ def spread(model):
 
 
 def encodec(**kwargs):
-    config = dict(
-        hidden_size=16,
-        num_filters=4,
-        upsampling_ratios=[5, 4],
-        num_lstm_layers=1,
-        codebook_size=32,
-        target_bandwidths=[12.0, 24.0, 48.0],  # 2, 4 and 8 codebooks at 1200 Hz
-    )
+    config = {
+        "hidden_size": 16,
+        "num_filters": 4,
+        "upsampling_ratios": [5, 4],
+        "num_lstm_layers": 1,
+        "codebook_size": 32,
+        "target_bandwidths": [12.0, 24.0, 48.0],  # 2, 4 and 8 codebooks at 1200 Hz
+    }
     return spread(EncodecModel(EncodecConfig(**{**config, **kwargs})))
 
 
 def mimi(**kwargs):
-    config = dict(
-        hidden_size=16,
-        num_filters=4,
-        upsampling_ratios=[5, 4],
-        codebook_size=32,
-        codebook_dim=8,
-        vector_quantization_hidden_dimension=8,
-        num_quantizers=4,
-        upsample_groups=16,
-        num_hidden_layers=1,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-    )
+    config = {
+        "hidden_size": 16,
+        "num_filters": 4,
+        "upsampling_ratios": [5, 4],
+        "codebook_size": 32,
+        "codebook_dim": 8,
+        "vector_quantization_hidden_dimension": 8,
+        "num_quantizers": 4,
+        "upsample_groups": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
     return spread(MimiModel(MimiConfig(**{**config, **kwargs})))
 
 
 def dac(**kwargs):
-    config = dict(
-        encoder_hidden_size=4,
-        downsampling_ratios=[4, 5],
-        decoder_hidden_size=16,
-        n_codebooks=3,
-        codebook_size=16,
-        codebook_dim=4,
-        quantizer_dropout=0.5,
-    )
+    config = {
+        "encoder_hidden_size": 4,
+        "downsampling_ratios": [4, 5],
+        "decoder_hidden_size": 16,
+        "n_codebooks": 3,
+        "codebook_size": 16,
+        "codebook_dim": 4,
+        "quantizer_dropout": 0.5,
+    }
     return spread(DacModel(DacConfig(**{**config, **kwargs})))
 
 
@@ -127,16 +131,16 @@ def neucodec(**kwargs):
 
 
 def wavtokenizer(**kwargs):
-    config = dict(
-        upsampling_ratios=(6, 5, 4),
-        num_filters=4,
-        hidden_size=16,
-        codebook_size=64,
-        codebook_dim=16,
-        decoder_hidden_size=32,
-        decoder_intermediate_size=48,
-        decoder_num_layers=2,
-    )
+    config = {
+        "upsampling_ratios": (6, 5, 4),
+        "num_filters": 4,
+        "hidden_size": 16,
+        "codebook_size": 64,
+        "codebook_dim": 16,
+        "decoder_hidden_size": 32,
+        "decoder_intermediate_size": 48,
+        "decoder_num_layers": 2,
+    }
     model = WavTokenizerModel(WavTokenizerConfig(**{**config, **kwargs})).eval()
     vectors = model.encoder(torch.randn(1, 1, 120 * model.config.codebook_size))[0].T.detach()
     model.quantizer.embed.copy_(vectors)  # codes near what the encoder makes
@@ -145,13 +149,25 @@ def wavtokenizer(**kwargs):
 
 
 def campplus(**kwargs):
-    config = dict(growth_rate=4, init_channels=8, head_channels=4, block_layers=(2, 2, 2), embedding_size=12)
-    return CamPPlusModel(CamPPlusConfig(**{**config, **kwargs})).eval()
+    config = {
+        "growth_rate": 4,
+        "init_channels": 8,
+        "head_channels": 4,
+        "block_layers": (2, 2, 2),
+        "embedding_size": 12,
+    }
+    model = CamPPlusModel(CamPPlusConfig(**{**config, **kwargs})).eval()
+    for name, values in model.state_dict().items():
+        if "running_var" in name:
+            values.uniform_(0.5, 1.5)
+        elif values.is_floating_point():
+            values.copy_(torch.randn_like(values) * 0.3)
+    return model
 
 
 def us_tokenizer(**kwargs):
-    encoder = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
-    config = dict(encoder_config=encoder, hidden_size=16, code_dim=8, codebook_size=24)
+    encoder = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    config = {"encoder_config": encoder, "hidden_size": 16, "code_dim": 8, "codebook_size": 24}
     return UsTokenizerModel(UsTokenizerConfig(**{**config, **kwargs})).eval()
 
 
