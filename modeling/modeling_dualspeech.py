@@ -33,7 +33,7 @@ class DualSpeechOutput(ModelOutput):
         semantic_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean cross-entropy over the targets of rows with a speech answer (equation 4).
         acoustic_loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Mean cross-entropy of AcousticGPT (equation 5).
+            Mean cross-entropy of AcousticGPT (equation 5); `None` without acoustic targets.
         acoustic_logits (`torch.FloatTensor` of shape `(batch, acoustic length, acoustic vocabulary)`, *optional*):
             Scores of AcousticGPT, aligned with `acoustic_labels`; zeros on rows without an acoustic target. With
             several codebooks a codebook axis stands before the vocabulary.
@@ -245,10 +245,11 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         if wants_acoustic:
             hidden = outputs.hidden_states[-1]
             visible = self._visible_states(hidden, attention_mask, prompt_mask, task_ids, condition)
-            result.acoustic_loss, result.acoustic_logits = self._acoustic_loss(
+            acoustic_loss, result.acoustic_logits, has_targets = self._acoustic_loss(
                 hidden, attention_mask, visible, speaker_embeds, acoustic_labels
             )
-            parts += [(self.config.acoustic_loss_weight, result.acoustic_loss)]
+            parts += [(self.config.acoustic_loss_weight, acoustic_loss)]
+            result.acoustic_loss = acoustic_loss if has_targets else None
         parts = [weight * loss for weight, loss in parts if loss is not None]
         if parts:
             result.loss = sum(parts)
@@ -281,7 +282,6 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         ).view_as(targets)
         counts = (targets != -100).sum(dim=1)
         sums = losses.sum(dim=1)
-        # Both means stay in the graph, so that every rank of a distributed run reduces the same gradients.
         text, speech = (
             (sums * rows).sum() / (counts * rows).sum().clamp(min=1) for rows in (~speech_rows, speech_rows)
         )
@@ -351,14 +351,15 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         return {"condition_embeds": embeds, "condition_mask": mask, "condition_position_ids": positions}
 
     def _acoustic_loss(self, hidden, attention_mask, visible, speaker_embeds, labels):
-        """Loss and logits of AcousticGPT, run on the rows that have acoustic targets."""
+        """Loss and logits of AcousticGPT, run on the rows that have acoustic targets, and whether there are any."""
         acoustic = self.config.acoustic_config
         if not self.config.acoustic_on_understanding:
             first = labels[:, 0] if labels.dim() == 2 else labels[:, 0, 0]
             silent = (first == acoustic.none_token_id).view(-1, *[1] * (labels.dim() - 1))
             labels = labels.masked_fill(silent, -100)
         rows = (labels != -100).flatten(1).any(dim=1).nonzero()[:, 0]
-        if len(rows) == 0:
+        has_targets = len(rows) > 0
+        if not has_targets:
             # Every rank of a sharded run has to call the acoustic model: one row whose loss is zero.
             rows = rows.new_zeros(1)
         condition = self.build_condition(
@@ -371,7 +372,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         logits = output.logits
         if len(rows) < len(labels):
             logits = logits.new_zeros(len(labels), *logits.shape[1:]).index_copy(0, rows, logits)
-        return output.loss, logits
+        return output.loss, logits, has_targets
 
 
 __all__ = ["DualSpeechForConditionalGeneration", "DualSpeechOutput", "DualSpeechPreTrainedModel"]

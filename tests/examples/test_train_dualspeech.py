@@ -1,0 +1,87 @@
+"""The training script on generated data: all tasks mixed, both kinds of answers, LoRA, data files."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+from peft import PeftModel
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from tests.examples.running import EXAMPLES, load_example
+
+FAST = ["--report_to", "none", "--save_strategy", "no", "--logging_steps", "2", "--disable_tqdm", "true"]
+
+
+def arguments(folder, **kwargs):
+    named = {"output_dir": folder, "max_steps": 16, "eval_steps": 8, "per_device_train_batch_size": 8, **kwargs}
+    return [str(part) for name, value in named.items() for part in (f"--{name}", value)] + FAST
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_example("train_dualspeech")
+
+
+def test_eval_loss_falls_and_the_checkpoint_works(script, tmp_path, capsys):
+    metrics = script.main(arguments(tmp_path, tiny_rows=32))
+    assert metrics["eval_loss"] < 0.85 * metrics["before"]
+    assert {"eval_text_loss", "eval_semantic_loss", "eval_acoustic_loss"} <= set(metrics)
+    assert "'acoustic_loss'" in capsys.readouterr().out
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    row = script.tiny_rows(5)[4]
+    output = model.generate(
+        **processor(task="tts", text=row["text"], speaker=row["targets"]["audio"]), max_new_tokens=12
+    )
+    assert len(processor.batch_decode(output)[0].audio) > 0
+
+
+def test_lora_adapter_loads_again(script, tmp_path):
+    metrics = script.main(arguments(tmp_path, tiny_rows=16, lora_r=4, max_steps=8))
+    assert metrics["eval_loss"] < metrics["before"]
+    assert not (tmp_path / "model.safetensors").exists()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    batch = processor.pad(script.tokenize(script.tiny_rows(8, seed=43), processor, script.DataArguments()))
+    base = script.tiny_model(processor.tokenizer, seed=42)
+    with torch.no_grad():
+        untrained = base.eval()(**batch).loss
+        reloaded = PeftModel.from_pretrained(base, tmp_path).eval()
+        trained = reloaded(**batch).loss
+    assert trained < untrained
+
+
+def test_rows_from_files(script, tmp_path):
+    lines = []
+    for i, row in enumerate(script.tiny_rows(8)):
+        for holder in (row, row["targets"] if isinstance(row["targets"], dict) else {}):
+            for name in ("audio", "question"):
+                if isinstance(holder.get(name), dict):
+                    path = tmp_path / f"{i}-{name}-{holder is row}.wav"
+                    soundfile.write(path, holder[name]["array"], holder[name]["sampling_rate"])
+                    holder[name] = str(path)
+        lines.append(json.dumps(row))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    files = {"train_file": tmp_path / "rows.jsonl", "eval_file": tmp_path / "rows.jsonl"}
+    metrics = script.main(arguments(tmp_path / "out", max_steps=3, **files))
+    assert metrics["eval_loss"] < metrics["before"]
+    (tmp_path / "bad.jsonl").write_text(lines[0] + "\n" + lines[1].replace('"English"', "null") + "\n")
+    with pytest.raises(ValueError, match=r"row 2: .*source_language"):
+        script.main(arguments(tmp_path / "out", train_file=tmp_path / "bad.jsonl"))
+
+
+def test_mixture_weights(script):
+    processor = script.tiny_processor()
+    examples = script.tokenize(script.tiny_rows(16), processor, script.DataArguments())
+    data = script.mix(examples, "asr=8,s2tt=1,ser=1,sqa=1,tts=1,t2st=1,vc=1,sc=1", seed=0)
+    counts = torch.bincount(torch.tensor(data["task_ids"]), minlength=9)
+    assert counts[1] > 3 * counts[2:].float().mean() and (counts[1:] > 0).all()
+    with pytest.raises(ValueError, match="sing"):
+        script.mix(examples, script.TASK_WEIGHTS + ",sing=1", seed=0)
+    with pytest.raises(ValueError, match="vc"):
+        script.mix(examples, script.TASK_WEIGHTS.replace("vc=0.2,", ""), seed=0)
+
+
+def test_scripts_stay_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 250, path.name
