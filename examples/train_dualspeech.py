@@ -139,6 +139,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         per_device_train_batch_size=8,
         learning_rate=3e-3,
         report_to="none",
+        prediction_loss_only=True,  # logits of whole batches are large and nobody reads them
         remove_unused_columns=False,  # the collator takes what the model needs, also behind a PEFT wrapper
         label_names=["labels"],
     )
