@@ -13,7 +13,7 @@ import torch
 from ..modeling.audio_features import resample
 
 # Integer samples are scaled by the full range of their type; a 64-bit integer has no customary full scale.
-_PCM_SCALE = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
+PCM_SCALE = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
 
 
 def load_audio(
@@ -135,13 +135,13 @@ def _check_samples(samples: Any, channel: int | None, name: str) -> np.ndarray:
         )
     if not len(array):
         raise ValueError(f"`audio`: {name} is empty")
-    if array.dtype.name in _PCM_SCALE:
-        scale = _PCM_SCALE[array.dtype.name]
+    if array.dtype.name in PCM_SCALE:
+        scale = PCM_SCALE[array.dtype.name]
         array = array / scale - (array.dtype == np.uint8)
     elif not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"`audio`: {name} has samples of type {array.dtype}; accepted are floating point in [-1, 1] and PCM "
-            f"({', '.join(_PCM_SCALE)})"
+            f"({', '.join(PCM_SCALE)})"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"`audio`: {name} has NaN or infinite samples")
@@ -152,4 +152,4 @@ def _describe(source: Any) -> str:
     return repr(str(source)) if isinstance(source, (str, os.PathLike)) else "the given recording"
 
 
-__all__ = ["is_array_with_rate", "load_audio", "read_audio", "resample_audio", "save_audio"]
+__all__ = ["PCM_SCALE", "is_array_with_rate", "load_audio", "read_audio", "resample_audio", "save_audio"]

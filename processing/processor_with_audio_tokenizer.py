@@ -137,8 +137,7 @@ class ProcessorWithAudioTokenizer(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """Load a processor. Its audio tokenizer is loaded when it is first used, see `load_audio_tokenizer`."""
         audio_tokenizer = kwargs.pop("audio_tokenizer", None)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
         source = os.path.abspath(source) if os.path.isdir(source) else source
         subfolder = kwargs.get("subfolder") or ""
@@ -157,7 +156,7 @@ class ProcessorWithAudioTokenizer(ProcessorMixin):
             )
             if path is not None:
                 processor._load_optional_file(Path(path))
-        return loaded
+        return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Write the processor and its audio tokenizer (loaded or not): all of it or nothing.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .audio import is_array_with_rate
+from .audio import PCM_SCALE, is_array_with_rate
 from .tasks import Task, get_task
 
 
@@ -77,17 +77,19 @@ def codes_of(audio: Any, sampling_rate: int | None = None) -> list[int] | None:
     """`audio` as codes if it is a one-dimensional array, tensor or list of whole numbers, else `None`.
 
     Raises:
-        ValueError: `sampling_rate` is given too, so that samples of integer type may be meant.
+        ValueError: an array of a sample type (16-bit, say) beside a `sampling_rate`: it may be either.
     """
     if is_array_with_rate(audio) or not isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
         return None
     array = np.asarray(audio)
+    if array.ndim == 1 and not len(array) and isinstance(audio, (list, tuple)):
+        return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         return None
-    if sampling_rate is not None:
+    if sampling_rate is not None and not isinstance(audio, (list, tuple)) and array.dtype.name in PCM_SCALE:
         raise ValueError(
-            "`audio` holds whole numbers and `sampling_rate` is given: pass codes without a rate, and samples of "
-            "integer type as (array, rate)"
+            f"`audio` is an array of {array.dtype} and `sampling_rate` is given, it may hold samples or codes: give "
+            "samples as (array, rate), codes as a list"
         )
     return array.tolist()
 

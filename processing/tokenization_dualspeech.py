@@ -27,6 +27,8 @@ class SpeechTokenIds:
 
     def encode(self, codes) -> list[int]:
         """`<audio>`, the codes, `</audio>` as ids; the ids of a spoken span are never made from strings."""
+        if not len(codes):
+            raise ValueError("`us_codes` is empty; at least one code is needed")
         for code in codes:
             if not 0 <= code < self.semantic_codebook_size:
                 raise ValueError(

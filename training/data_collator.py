@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.feature_extraction_utils import BatchFeature
+import torch
 
 from ..processing.processing_dualspeech import DualSpeechProcessor
 
@@ -33,7 +33,7 @@ class DualSpeechDataCollator:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> BatchFeature:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors as described in [`DualSpeechProcessor.__call__`] with `targets`.
 
         Raises:
@@ -44,9 +44,10 @@ class DualSpeechDataCollator:
                 raise ValueError(
                     f"`examples` must have labels for training, got a row with {sorted(example)}; build them with `targets=`"
                 )
-        return self.processor.pad(
+        batch = self.processor.pad(
             examples, max_length=self.max_length, pad_to_multiple_of=self.pad_to_multiple_of, padding_side="right"
         )
+        return dict(batch)
 
 
 __all__ = ["DualSpeechDataCollator"]
