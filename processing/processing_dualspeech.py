@@ -223,8 +223,9 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
                 codes outside the codebook, or a row longer than `max_length`. Nothing is cut or left out.
         """
         accepted = {*DualSpeechTextKwargs.__annotations__, *DualSpeechAudioKwargs.__annotations__}
-        unknown = sorted(set(kwargs) - accepted - {"text_kwargs", "audio_kwargs", "common_kwargs"})
-        if unknown:
+        # The any-to-any pipeline always passes `images` and `videos`.
+        kwargs = {name: value for name, value in kwargs.items() if name in accepted or value is not None}
+        if unknown := sorted(set(kwargs) - accepted - {"text_kwargs", "audio_kwargs"}):
             raise TypeError(f"unexpected arguments {unknown}; besides the inputs, accepted are {sorted(accepted)}")
         merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         audio_kwargs = {k: v for k, v in merged["audio_kwargs"].items() if k in DualSpeechAudioKwargs.__annotations__}
