@@ -32,10 +32,6 @@ class DualSpeechResult:
     finish_reason: str | None = None
     semantic_codes: np.ndarray | None = None
 
-    @property
-    def speaks(self) -> bool:
-        return self.text is None
-
 
 def is_generate_output(output: Any) -> bool:
     """Whether `output` has the fields of [`DualSpeechGenerateOutput`]; pipelines hand it on as a plain mapping."""
@@ -43,7 +39,11 @@ def is_generate_output(output: Any) -> bool:
 
 
 def text_results(
-    output: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, speech: SpeechTokenIds, **decode_kwargs
+    output: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    speech: SpeechTokenIds,
+    skip_special_tokens: bool = True,
+    **decode_kwargs,
 ) -> list[DualSpeechResult]:
     """The rows of a generation without sound; `decode_kwargs` go to `tokenizer.decode`."""
     results = []
@@ -55,8 +55,9 @@ def text_results(
         if semantic_length or (result.task is not None and TASKS[result.task].output == "speech"):
             result.semantic_codes = output["semantic_codes"][i, :semantic_length].cpu().numpy()
         else:
-            words = [token_id for token_id in ids[:length].tolist() if token_id not in speech]
-            result.text = tokenizer.decode(words, **decode_kwargs)
+            # A converted tokenizer may have speech tokens that are not special ones.
+            words = [word for word in ids[:length].tolist() if not (skip_special_tokens and word in speech)]
+            result.text = tokenizer.decode(words, skip_special_tokens=skip_special_tokens, **decode_kwargs)
         results.append(result)
     return results
 
@@ -68,7 +69,7 @@ def add_audio(results: list[DualSpeechResult], output: Mapping[str, Any], audio_
     codes, lengths = output["acoustic_codes"][rows], lengths[rows]
     mask = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
     with torch.no_grad():
-        decoded = audio_tokenizer.decode(codes.clamp(min=0), mask)
+        decoded = audio_tokenizer.decode(codes.to(audio_tokenizer.device), mask.to(audio_tokenizer.device))
     waveforms = decoded.audio_values[:, 0].float().cpu().numpy()
     for row, waveform, num_samples in zip(rows.tolist(), waveforms, decoded.num_samples.tolist(), strict=True):
         results[row].audio = waveform[:num_samples].copy()

@@ -21,17 +21,11 @@ from .processor_with_audio_tokenizer import ProcessorWithAudioTokenizer
 from .row_encoding import check_speaker, encode_prompts, encode_targets, resolve_speakers
 from .row_inputs import split_rows
 from .sequence_builder import AcousticTargets, SequenceBuilder, pad_examples
+from .size_checks import raise_on_difference, sizes_of_model
 from .tokenization_dualspeech import speech_token_ids
 
 SPEAKERS_FILE = "speakers.safetensors"
-_LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "trust_remote_code")
-_SIZES = (
-    "semantic_codebook_size",
-    "acoustic_codebook_size",
-    "num_acoustic_codebooks",
-    "speaker_embedding_size",
-)
-# What the audio tokenizer makes of a recording, and the attribute that tells whether it can.
+# What the audio tokenizer makes of a recording, and the attribute that is `None` where it cannot.
 _OUTPUTS = {
     "us_codes": "semantic_codebook_size",
     "acoustic_codes": "acoustic_codebook_size",
@@ -113,7 +107,8 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
     ):
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         if acoustic_codebook_size is None:
-            speaker_embedding_size = None  # the speaker token is part of AcousticGPT's condition
+            # The speaker token is part of AcousticGPT's condition.
+            num_acoustic_codebooks, speaker_embedding_size = 1, None
         else:
             # The layout of AcousticGPT's ids: codes, pad, none, start, end.
             if acoustic_none_token_id is None:
@@ -138,19 +133,18 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
         feature_extractor: DualSpeechFeatureExtractor | None = None,
         audio_tokenizer: PreTrainedModel | None = None,
     ) -> "DualSpeechProcessor":
-        """A processor with the sizes of a model; `ValueError` when the tokenizer does not fit it."""
-        acoustic = config.acoustic_config
-        processor = cls(
-            feature_extractor or DualSpeechFeatureExtractor(),
-            tokenizer,
-            semantic_codebook_size=config.semantic_codebook_size,
-            acoustic_codebook_size=acoustic and acoustic.codebook_size,
-            num_acoustic_codebooks=acoustic.num_codebooks if acoustic else 1,
-            speaker_embedding_size=config.speaker_embedding_size,
-            acoustic_none_token_id=acoustic and acoustic.none_token_id,
-            acoustic_eos_token_id=acoustic and _first(acoustic.eos_token_id),
-            audio_tokenizer=audio_tokenizer,
-        )
+        """A processor with the sizes of a model and, without a `feature_extractor`, the rates of `audio_tokenizer`.
+
+        Raises:
+            ValueError: the tokenizer or the audio tokenizer does not fit the model.
+        """
+        if feature_extractor is None:
+            rates = {
+                "sampling_rate": getattr(audio_tokenizer, "semantic_sampling_rate", None),
+                "codec_sampling_rate": getattr(audio_tokenizer, "codec_sampling_rate", None),
+            }
+            feature_extractor = DualSpeechFeatureExtractor(**{name: rate for name, rate in rates.items() if rate})
+        processor = cls(feature_extractor, tokenizer, **sizes_of_model(config), audio_tokenizer=audio_tokenizer)
         processor.check_model(config)
         return processor
 
@@ -182,8 +176,8 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
         """Inputs of `generate`, or with `targets` of `forward` in training.
 
         Every argument is one value or a list with one per row (`None` where a row's task does not take it); a single
-        value is used in all rows whose task takes it. Tasks may be mixed. In a pipeline, `task` and the other keyword
-        arguments go into its `processor_kwargs` (`preprocess_params` in text-to-audio); an empty `text` counts as none.
+        value is used in all rows whose task takes it. Tasks may be mixed. `task` is always needed: the any-to-any
+        pipeline hands it on (`pipe(text="", audio=..., task="asr")`). An empty `text` counts as none.
 
         | task | takes | answers with |
         | --- | --- | --- |
@@ -412,7 +406,8 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
         """
         if not is_generate_output(output):
             return self.tokenizer.batch_decode(output, skip_special_tokens=bool(skip_special_tokens), **kwargs)
-        results = self._text_results(output, skip_special_tokens, **kwargs)
+        skip = skip_special_tokens is None or skip_special_tokens
+        results = text_results(output, self.tokenizer, self.speech_token_ids, skip, **kwargs)
         if has_acoustic_codes(output):
             add_audio(results, output, self._required_audio_tokenizer("to decode acoustic codes"))
         return results
@@ -444,11 +439,8 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
             raise ValueError(f"`generation_mode` is {generation_mode!r}; accepted are 'text' and 'audio'")
         if not is_generate_output(generated_outputs):
             return self.batch_decode(generated_outputs, skip_special_tokens, **kwargs)
-        return [result.text or "" for result in self._text_results(generated_outputs, skip_special_tokens, **kwargs)]
-
-    def _text_results(self, output, skip_special_tokens, **kwargs) -> list[DualSpeechResult]:
-        skip = True if skip_special_tokens is None else skip_special_tokens
-        return text_results(output, self.tokenizer, self.speech_token_ids, skip_special_tokens=skip, **kwargs)
+        results = text_results(generated_outputs, self.tokenizer, self.speech_token_ids, skip_special_tokens, **kwargs)
+        return [result.text or "" for result in results]
 
     @staticmethod
     def save_audio(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:
@@ -458,17 +450,16 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
     # Audio tokenizer and speakers
 
     def _check_audio_tokenizer(self, model: PreTrainedModel) -> None:
-        extractor = self.feature_extractor
-        mine = {name: getattr(self, name) for name in _SIZES}
-        theirs = {name: getattr(model, name) for name in _SIZES}
-        mine |= {
-            "semantic_sampling_rate": extractor.sampling_rate,
-            "codec_sampling_rate": extractor.codec_sampling_rate,
+        mine = {
+            "semantic_sampling_rate": self.feature_extractor.sampling_rate,
+            "codec_sampling_rate": self.feature_extractor.codec_sampling_rate,
+            "num_acoustic_codebooks": self.num_acoustic_codebooks,
+            **{name: getattr(self, name) for name in _OUTPUTS.values()},
         }
-        theirs |= {name: getattr(model, name) for name in ("semantic_sampling_rate", "codec_sampling_rate")}
         # A part may be missing on either side: codes and vectors can come from elsewhere.
-        shared = [name for name in mine if None not in (mine[name], theirs[name])]
-        _raise_on_difference("audio tokenizer", {n: mine[n] for n in shared}, theirs)
+        theirs = {name: getattr(model, name) for name in mine}
+        shared = {name: value for name, value in mine.items() if None not in (value, theirs[name])}
+        raise_on_difference("audio tokenizer", shared, theirs)
 
     @property
     def speakers(self) -> dict[str, np.ndarray]:
@@ -489,48 +480,22 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
         `generate` and `Trainer` see ids only and cannot notice. Call it once wherever both are at hand.
         """
         config = getattr(model_or_config, "config", model_or_config)
-        ids, acoustic = self.speech_token_ids, config.acoustic_config
-        mine = {
-            "audio_start_token_id": ids.audio_start_token_id,
-            "audio_end_token_id": ids.audio_end_token_id,
-            "semantic_token_offset": ids.semantic_token_offset,
-            "semantic_codebook_size": ids.semantic_codebook_size,
-            "acoustic_codebook_size": self.acoustic_codebook_size,
-        }
-        theirs = {name: getattr(config, name, None) for name in mine}
-        theirs["acoustic_codebook_size"] = acoustic and acoustic.codebook_size
-        if acoustic is not None and self.acoustic_codebook_size is not None:
-            mine |= {name: getattr(self, name) for name in ("num_acoustic_codebooks", "speaker_embedding_size")}
-            mine |= {name: getattr(self, name) for name in ("acoustic_none_token_id", "acoustic_eos_token_id")}
-            theirs |= {
-                "num_acoustic_codebooks": acoustic.num_codebooks,
-                "speaker_embedding_size": config.speaker_embedding_size,
-                "acoustic_none_token_id": acoustic.none_token_id,
-                "acoustic_eos_token_id": _first(acoustic.eos_token_id),
-            }
-        _raise_on_difference("model", mine, theirs)
+        theirs = sizes_of_model(config)
+        mine = {name: getattr(self, name) for name in theirs}
+        for name in ("audio_start_token_id", "audio_end_token_id", "semantic_token_offset"):
+            mine[name], theirs[name] = getattr(self.speech_token_ids, name), getattr(config, name)
+        raise_on_difference("model", mine, theirs)
         vocab_size = config.get_text_config().vocab_size
         if len(self.tokenizer) > vocab_size:
             raise ValueError(f"the tokenizer has {len(self.tokenizer)} tokens, the model embeds {vocab_size}")
 
     def _save_optional_files(self, folder: Path) -> None:
         if self._speakers:
-            save_file(self._speakers, folder / SPEAKERS_FILE)
+            vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in self._speakers.items()}
+            save_file(vectors, folder / SPEAKERS_FILE)
 
     def _load_optional_file(self, path: Path) -> None:
         self.speakers = load_file(path)
-
-
-def _first(token_id: int | list[int] | None) -> int | None:
-    return token_id[0] if isinstance(token_id, (list, tuple)) else token_id
-
-
-def _raise_on_difference(other: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    different = [
-        f"`{name}`: processor {value}, {other} {theirs[name]}" for name, value in mine.items() if value != theirs[name]
-    ]
-    if different:
-        raise ValueError(f"the processor and the {other} differ in " + "; ".join(different))
 
 
 __all__ = ["DualSpeechProcessor", "DualSpeechProcessorKwargs"]

@@ -119,7 +119,7 @@ def resolve_speakers(
                 f"`processor.speakers` ({names})"
             )
         if isinstance(row.speaker, str) and row.speaker in speakers:
-            row.speaker = speakers[row.speaker]
+            row.speaker = check_speaker(f"speaker {row.speaker!r}", vector_of(speakers[row.speaker]), size)
         elif isinstance(row.speaker, str) and not Path(row.speaker).exists():
             raise ValueError(
                 f"`speaker` {row.speaker!r} is neither a name in `processor.speakers` ({names}) nor an existing file"
