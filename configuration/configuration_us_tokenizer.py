@@ -20,6 +20,28 @@ LLAMA_3_2_1B = {
     "tie_word_embeddings": True,
 }
 
+# What WhisperConfig says about the encoder.
+_ENCODER_FIELDS = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "encoder_layerdrop",
+    "num_mel_bins",
+    "max_source_positions",
+    "activation_function",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "scale_embedding",
+    "init_std",
+)
+
+
+def whisper_encoder_config(config: WhisperConfig) -> WhisperConfig:
+    """The part of a Whisper configuration that describes its encoder; everything else as by default."""
+    return WhisperConfig(**{name: getattr(config, name) for name in _ENCODER_FIELDS})
+
 
 @strict
 class UsTokenizerConfig(PreTrainedConfig):
@@ -107,6 +129,9 @@ class UsTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
             self.encoder_config = dict(WHISPER_MEDIUM)
+        # A copy: a composite configuration sets the attention implementation of its parts, which would reach into
+        # the model that the given configuration belongs to.
+        self.encoder_config = copy.deepcopy(self.encoder_config)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -230,9 +255,7 @@ class UsTokenizerForUnderstandingConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.text_config is None:
             self.text_config = dict(LLAMA_3_2_1B)
-        # A copy: building a model from this configuration writes its attention implementation into the parts, and
-        # would change the running text model whose configuration was given.
-        self.text_config = copy.deepcopy(self.text_config)
+        self.us_tokenizer_config, self.text_config = copy.deepcopy((self.us_tokenizer_config, self.text_config))
         super().__post_init__(**kwargs)
 
     def validate_understanding(self):
@@ -243,4 +266,4 @@ class UsTokenizerForUnderstandingConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["UsTokenizerConfig", "UsTokenizerForUnderstandingConfig"]
+__all__ = ["UsTokenizerConfig", "UsTokenizerForUnderstandingConfig", "whisper_encoder_config"]

@@ -7,7 +7,7 @@
         --warmup_steps 3000 --lr_scheduler_type constant_with_warmup
 
 Without `--whisper` and `--text_model` a tiny model is trained on tones that the script makes; its text model first
-learns the texts for some seconds. A row of a JSON Lines file has `audio` (a path), `task` (asr, ser, sqa), `text` (the
+learns for some seconds to answer in writing. A row of a JSON Lines file has `audio` (a path), `task` (asr, ser, sqa), `text` (the
 answer) and, for sqa, `question`. All arguments of `TrainingArguments` can be given. `--padding middle
 --official_parity` trains as the released code does.
 """
@@ -31,7 +31,12 @@ from transformers import (
 )
 
 from dualspeech import UsTokenizerConfig, UsTokenizerForUnderstanding, UsTokenizerModel
-from dualspeech.training.data_collator_us_tokenizer import UsTokenizerCollator
+from dualspeech.training.data_collator_us_tokenizer import (
+    PROMPTS,
+    TEXT_BEFORE_SPEECH,
+    TEXT_BEHIND_SPEECH,
+    UsTokenizerCollator,
+)
 from dualspeech.training.loss_parts import LossPartsMixin
 
 
@@ -54,7 +59,7 @@ class DataArguments:
     padding: str = field(default="right", metadata={"help": "right, or middle as in the released code"})
     max_text_length: int | None = field(default=None, metadata={"help": "cut answers to this many ids"})
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
-    tiny_rows: int = field(default=96, metadata={"help": "rows of generated training data without `train_file`"})
+    tiny_rows: int = field(default=480, metadata={"help": "rows of generated training data without `train_file`"})
 
 
 class UsTokenizerTrainer(LossPartsMixin, Trainer):
@@ -75,30 +80,38 @@ def tiny_rows(count: int, seed: int) -> list[dict]:
             {"task": "ser", "text": emotion},
             {"task": "sqa", "question": "What is the first word?", "text": words[0]},
         )[i % 3]
-        rows.append({"audio": audio, **row})
+        rows.append({"audio": audio, "content": " ".join([emotion, *words]), **row})
     return rows
 
 
-def tiny_text_model(tokenizer, texts: list[str], steps: int = 150) -> LlamaForCausalLM:
-    """A character model of 70 000 parameters that has seen `texts`, so that it has something to say."""
+def tiny_text_model(tokenizer, rows: list[dict], steps: int = 120) -> LlamaForCausalLM:
+    """A character model of 70 000 parameters that answers when the content is written where the speech goes."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
+        initializer_range=0.1,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    lines = [f"{tokenizer.bos_token}{text}{tokenizer.eos_token}" for text in texts]
-    batch = tokenizer(lines, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    for _ in range(steps):
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
-        loss.backward()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        batch = [rows[(24 * step + i) % len(rows)] for i in range(24)]
+        prompts = [PROMPTS[row["task"]].replace("{}", row.get("question", "")) for row in batch]
+        lines = [
+            f"<s>{TEXT_BEFORE_SPEECH}{row['content']}{TEXT_BEHIND_SPEECH.replace('{}', prompt)}{row['text']}</s>"
+            for row, prompt in zip(batch, prompts, strict=True)
+        ]
+        inputs = tokenizer(lines, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+        labels = inputs["input_ids"].clone()
+        for row, label in zip(batch, labels, strict=True):
+            label[: -len(row["text"]) - 1] = -100  # one id per character
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -118,11 +131,11 @@ def tiny_us_tokenizer(**kwargs) -> UsTokenizerModel:
     return model
 
 
-def load(arguments: ModelArguments, rows: list[dict]):
+def load(arguments: ModelArguments):
     """Model, with its text model attached, and the tokenizer of the text model."""
     if arguments.text_model is None:
         tokenizer = tiny_tokenizer()
-        text_model = tiny_text_model(tokenizer, [row["text"] for row in rows])
+        text_model = tiny_text_model(tokenizer, tiny_rows(480, seed=0))
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
         text_model = AutoModelForCausalLM.from_pretrained(arguments.text_model)
@@ -158,9 +171,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     parser.set_defaults(
         eval_strategy="steps",
-        eval_steps=50,
+        eval_steps=100,
         logging_steps=25,
-        max_steps=100,
+        max_steps=300,
         per_device_train_batch_size=12,
         learning_rate=3e-3,
         report_to="none",
@@ -170,7 +183,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     set_seed(training_arguments.seed)
     train_rows = read_rows(data_arguments.train_file, data_arguments.tiny_rows, training_arguments.seed)
     eval_rows = read_rows(data_arguments.eval_file, 24, training_arguments.seed + 1)
-    model, tokenizer = load(model_arguments, train_rows)
+    model, tokenizer = load(model_arguments)
     collator = UsTokenizerCollator(
         model.config,
         tokenizer,

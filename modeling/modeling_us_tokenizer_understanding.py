@@ -49,8 +49,9 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
     Example:
 
     ```python
-    >>> model = UsTokenizerForUnderstanding(config)
-    >>> model.load_text_model("meta-llama/Llama-3.2-1B", dtype=torch.bfloat16)
+    >>> us_tokenizer = UsTokenizerModel.from_whisper("openai/whisper-medium")
+    >>> text_model = AutoModelForCausalLM.from_pretrained("meta-llama/Llama-3.2-1B", dtype=torch.bfloat16)
+    >>> model = UsTokenizerForUnderstanding.from_parts(us_tokenizer, text_model)
     >>> model(**UsTokenizerCollator(model.config, tokenizer)(rows)).loss.backward()
     ```
     """
@@ -66,6 +67,23 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
         if config.freeze_encoder:
             self.us_tokenizer.freeze_encoder()
         self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, us_tokenizer: UsTokenizerModel, text_model: PreTrainedModel, **kwargs
+    ) -> "UsTokenizerForUnderstanding":
+        """A model with the weights of `us_tokenizer`, a new adapter, and `text_model` attached; `kwargs` are fields of
+        [`UsTokenizerForUnderstandingConfig`]."""
+        config = UsTokenizerForUnderstandingConfig(
+            us_tokenizer_config=us_tokenizer.config,
+            text_config=text_model.config.get_text_config(),
+            text_model_name_or_path=text_model.name_or_path or None,
+            **kwargs,
+        )
+        model = cls(config)
+        model.us_tokenizer.load_state_dict(us_tokenizer.state_dict())
+        model.attach_text_model(text_model)
+        return model
 
     @property
     def text_model(self) -> PreTrainedModel | None:

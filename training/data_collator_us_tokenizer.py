@@ -47,6 +47,7 @@ class UsTokenizerCollator:
         padding: `"right"` pads each sequence behind its end. `"middle"` is the released layout: each of the four
             parts is padded to the longest of its kind, so that padding (mask 0) stands inside the sequences.
         pad_to_multiple_of: round the width of a batch up, for `"right"`.
+        resample: convert recordings of another rate instead of refusing them.
 
     Raises:
         ValueError: a row without a needed entry or with an unknown task; unreadable audio, audio at another rate, or
@@ -62,6 +63,7 @@ class UsTokenizerCollator:
         max_text_length: int | None = None,
         padding: str = "right",
         pad_to_multiple_of: int | None = None,
+        resample: bool = False,
     ):
         if padding not in ("right", "middle"):
             raise ValueError(f"padding: {padding!r} is not accepted; 'right' and 'middle' are.")
@@ -74,6 +76,7 @@ class UsTokenizerCollator:
         self.max_text_length = max_text_length
         self.padding = padding
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.resample = resample
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A training batch."""
@@ -114,7 +117,7 @@ class UsTokenizerCollator:
         config = self.config.us_tokenizer_config
         if "audio" not in row:
             raise ValueError(f"rows: every row needs 'audio'; this one has {sorted(row)}.")
-        samples, _ = load_audio(row["audio"], config.sampling_rate)
+        samples, _ = load_audio(row["audio"], config.sampling_rate, resample=self.resample)
         if len(samples) > config.max_samples:
             raise ValueError(
                 f"audio: {len(samples) / config.sampling_rate:.2f} seconds; at most {config.max_seconds} are accepted."
@@ -158,4 +161,4 @@ class UsTokenizerCollator:
         return ids, mask
 
 
-__all__ = ["PROMPTS", "UsTokenizerCollator"]
+__all__ = ["PROMPTS", "TEXT_BEFORE_SPEECH", "TEXT_BEHIND_SPEECH", "UsTokenizerCollator"]

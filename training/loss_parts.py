@@ -12,7 +12,8 @@ class LossPartsMixin:
     Put it in front of the Trainer: `class LossPartsTrainer(LossPartsMixin, Trainer): ...`. A training entry holds the
     mean over the micro-batches since the last entry, an evaluation entry the mean over rows, of all processes; parts
     that a batch does not have do not count. In an evaluation they carry its prefix (`eval_commitment_loss`) and are
-    among the metrics that `evaluate` returns. Parts must be means, as they are where `accepts_loss_kwargs` is false.
+    among the metrics that `evaluate` returns (rows that pad the last batches of several processes count there). Parts
+    must be means, as they are where `accepts_loss_kwargs` is false.
     """
 
     logged_outputs: tuple[str, ...] = ("perplexity",)

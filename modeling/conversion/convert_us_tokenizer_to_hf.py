@@ -14,7 +14,11 @@ import re
 import torch
 from transformers import AutoConfig, PreTrainedModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from ...configuration.configuration_us_tokenizer import UsTokenizerConfig, UsTokenizerForUnderstandingConfig
+from ...configuration.configuration_us_tokenizer import (
+    UsTokenizerConfig,
+    UsTokenizerForUnderstandingConfig,
+    whisper_encoder_config,
+)
 from ..modeling_us_tokenizer import UsTokenizerModel
 from ..modeling_us_tokenizer_understanding import UsTokenizerForUnderstanding
 from .checkpoint_io import convert_keys, load_foreign_state_dict, load_strictly, save_converted
@@ -40,22 +44,6 @@ RULES = (
 )
 # the frozen text model, in files that were not stripped of it
 IGNORED = (r"llama_model\..+",)
-
-_ENCODER_FIELDS = (
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "encoder_layerdrop",
-    "num_mel_bins",
-    "max_source_positions",
-    "activation_function",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "scale_embedding",
-    "init_std",
-)
 
 
 def convert_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -112,7 +100,7 @@ def convert(checkpoint: str, whisper: str, output_dir: str, text_model: str | No
     """
     state = convert_state_dict(load_foreign_state_dict(checkpoint, entry="model"))
     whisper_model = WhisperModel.from_pretrained(whisper, dtype=torch.float32)
-    encoder_config = WhisperConfig(**{name: getattr(whisper_model.config, name) for name in _ENCODER_FIELDS})
+    encoder_config = whisper_encoder_config(whisper_model.config)
     width = state["codec_encoder.downsample.weight"].shape[1] if "codec_encoder.downsample.weight" in state else None
     if width not in (None, encoder_config.d_model):
         raise ValueError(f"whisper: {whisper!r} has width {encoder_config.d_model}, the checkpoint {width}.")

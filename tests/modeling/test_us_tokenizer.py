@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from transformers import AutoModel, WhisperFeatureExtractor
+from transformers import AutoModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from dualspeech import UsTokenizerConfig, UsTokenizerModel
 from dualspeech.modeling.us_tokenizer_codec import UsTokenizerAdapter
 from tests.fixture_checks import check
-from tests.modeling.us_tokenizer_cases import recorded_codec, recorded_full, tiny_batch, tiny_config
+from tests.modeling.us_tokenizer_cases import (
+    recorded_codec,
+    recorded_full,
+    spread_codebook,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +135,11 @@ def naive_losses(model, features, num_samples):
     "overrides", [{}, {"downsample": 3, "kernel_size": 5, "dilations": [1, 2, 4], "num_residual_units": 3}]
 )
 def test_a_batch_equals_its_single_items(overrides):
-    config = tiny_config(**overrides)
-    model = UsTokenizerModel(config).eval()
+    model = tiny_model(**overrides)
+    config = model.config
     features, num_samples = tiny_batch(config, [9600, 320, 16000, 4799, 641])
     output = model(features, num_samples)
+    assert len(output.codes[output.codes_mask].unique()) > 5
     codes, commitment, reconstruction, perplexity = naive_losses(model, features, num_samples)
     for row, single in enumerate(codes):
         assert output.codes_mask[row].sum() == len(single) == -(-(int(num_samples[row]) // 320) // config.downsample)
@@ -151,7 +159,7 @@ def test_a_batch_equals_its_single_items(overrides):
 
 
 def test_masked_batch_moves_the_codebook_like_the_valid_vectors_alone():
-    model = UsTokenizerModel(tiny_config(dead_code_threshold=0.0)).train()
+    model = tiny_model(dead_code_threshold=0.0).train()
     features, num_samples = tiny_batch(model.config, [9600, 1000, 16000])
     encoded = model.encode(features, num_samples, output_vectors=True)
     expected = type(model.quantizer)(17, 10)
@@ -163,9 +171,8 @@ def test_masked_batch_moves_the_codebook_like_the_valid_vectors_alone():
 
 
 def test_released_padding_gives_every_row_the_frames_of_the_longest():
-    config = tiny_config(mask_padding=False)
-    model = UsTokenizerModel(config).eval()
-    features, num_samples = tiny_batch(config, [9600, 320])
+    model = tiny_model(mask_padding=False)
+    features, num_samples = tiny_batch(model.config, [9600, 320])
     encoded = model.encode(features, num_samples)
     longest = model.encode(features, torch.tensor([9600, 9600]))
     assert encoded.codes_mask.all() and torch.equal(encoded.codes, longest.codes)
@@ -175,7 +182,7 @@ def test_released_padding_gives_every_row_the_frames_of_the_longest():
 
 
 def test_waveforms_equal_features_whatever_stands_behind_them():
-    model = UsTokenizerModel(tiny_config(encoder_config={"num_mel_bins": 80})).eval()
+    model = tiny_model(encoder_config={"num_mel_bins": 80})
     waveforms = 0.1 * torch.randn(2, 20000)
     num_samples = torch.tensor([16000, 5000])
     batch = model.encode_waveform(waveforms, num_samples)
@@ -186,7 +193,7 @@ def test_waveforms_equal_features_whatever_stands_behind_them():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_encoding_never_changes_state(training):
-    model = UsTokenizerModel(tiny_config(encoder_config={"dropout": 0.5})).train(training)
+    model = tiny_model(encoder_config={"dropout": 0.5}).train(training)
     features, num_samples = tiny_batch(model.config, [9600, 16000])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     codes = model.encode(features, num_samples).codes
@@ -201,7 +208,7 @@ def test_encoding_never_changes_state(training):
 
 
 def test_save_and_load_without_missing_or_unexpected_keys(tmp_path):
-    model = UsTokenizerModel(tiny_config()).eval()
+    model = tiny_model()
     model.save_pretrained(tmp_path)
     loaded, info = UsTokenizerModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -235,10 +242,23 @@ def test_released_geometry_is_the_default():
     assert output.codes.shape == (2, 750) and output.reconstruction.shape == (2, 1499, 1024)
 
 
+def test_from_whisper_takes_the_encoder(tmp_path):
+    sizes = {"d_model": 12, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "num_mel_bins": 8}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 9}
+    special = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 2}
+    whisper = WhisperModel(WhisperConfig(**sizes, **decoder, **special, max_source_positions=50)).eval()
+    whisper.save_pretrained(tmp_path)
+    model = UsTokenizerModel.from_whisper(tmp_path, codebook_size=7, max_seconds=1.0).eval()
+    assert (model.codebook_size, model.config.hidden_size) == (7, 12)
+    features = torch.randn(1, 8, 100)
+    expected = whisper.encoder(features).last_hidden_state
+    torch.testing.assert_close(model.encoder(features).last_hidden_state, expected)
+
+
 def test_gradient_checkpointing_of_the_speech_encoder_changes_no_gradient():
     gradients = {}
     config = tiny_config()
-    state = UsTokenizerModel(config).state_dict()
+    state = tiny_model().state_dict()
     features, num_samples = tiny_batch(config, [9600, 16000])
     for checkpointing in (False, True):
         model = UsTokenizerModel(config).train()
@@ -265,7 +285,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode():
 
 
 def test_attention_implementations_agree():
-    eager = UsTokenizerModel._from_config(tiny_config(), attn_implementation="eager").eval()
+    eager = spread_codebook(UsTokenizerModel._from_config(tiny_config(), attn_implementation="eager")).eval()
     sdpa = UsTokenizerModel._from_config(tiny_config(), attn_implementation="sdpa").eval()
     sdpa.load_state_dict(eager.state_dict())
     assert eager.encoder.config._attn_implementation == "eager"
@@ -290,7 +310,7 @@ def test_bf16_keeps_the_quantiser_in_fp32(tmp_path):
 
 
 def test_encoding_under_autocast_quantises_in_fp32():
-    model = UsTokenizerModel(tiny_config()).eval()
+    model = tiny_model()
     features, num_samples = tiny_batch(model.config, [9600, 16000])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoded = model.encode(features, num_samples, output_vectors=True)

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel
 
 from dualspeech import UsTokenizerForUnderstanding, UsTokenizerModel
 from dualspeech.training.data_collator_us_tokenizer import UsTokenizerCollator
-from tests.fixture_checks import FIXTURES, check
+from tests.fixture_checks import check
 from tests.modeling.us_tokenizer_cases import (
     recorded_full,
+    recorded_tokenizer,
     tiny_batch,
     tiny_text_model,
     tiny_understanding,
@@ -28,13 +29,6 @@ LOSSES = {
     "recon_loss": "reconstruction_loss",
     "perplexity": "perplexity",
 }
-
-
-def recorded_tokenizer():
-    file = FIXTURES / "ust_full" / "tokenizer.json"
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(file), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", pad_token="[PAD]"
-    )
 
 
 def recorded_rows(number, tensors, meta):
@@ -259,3 +253,16 @@ def test_bad_inputs_are_refused():
         alone.attach_text_model(tiny_text_model(hidden_size=16))
     with pytest.raises(Exception, match="`understanding_loss_weight` is -1"):
         type(model.config)(understanding_loss_weight=-1.0)
+
+
+def test_from_parts_keeps_weights_and_running_models():
+    model = tiny_understanding()
+    us_tokenizer, text_model = model.us_tokenizer, model.text_model
+    before = text_model.config._attn_implementation
+    batch = understanding_batch(model, [9600, 16000], [3, 2])
+    other = UsTokenizerForUnderstanding.from_parts(us_tokenizer, text_model, understanding_loss_weight=3.0)
+    assert text_model.config._attn_implementation == before and other.text_model is text_model
+    assert other.config.understanding_loss_weight == 3.0
+    other.adapter.load_state_dict(model.adapter.state_dict())
+    torch.testing.assert_close(other.eval()(**batch).understanding_loss, model.eval()(**batch).understanding_loss)
+    assert not other.us_tokenizer.encoder.conv1.weight.requires_grad

@@ -1,7 +1,7 @@
 """Tiny USTokenizers for the tests: recorded ones and randomly made ones. Codebook size and width always differ."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig
 
 from dualspeech import (
     UsTokenizerConfig,
@@ -11,7 +11,7 @@ from dualspeech import (
 )
 from dualspeech.modeling.conversion.checkpoint_io import load_strictly
 from dualspeech.modeling.conversion.convert_us_tokenizer_to_hf import convert_state_dict
-from tests.fixture_checks import load
+from tests.fixture_checks import FIXTURES, load
 
 
 def tiny_config(**kwargs):
@@ -28,6 +28,21 @@ def tiny_batch(config, num_samples, seed=0):
     encoder = config.encoder_config
     shape = (len(num_samples), encoder.num_mel_bins, 2 * encoder.max_source_positions)
     return torch.randn(shape, generator=generator), torch.tensor(num_samples)
+
+
+def spread_codebook(model):
+    """Put the codebook of a random model where its vectors are, so that many codes are used."""
+    positions = model.config.encoder_config.max_source_positions
+    features, num_samples = tiny_batch(model.config, [positions * model.config.hop_length] * 4, seed=1)
+    vectors = model.encode(features, num_samples, output_vectors=True).vectors.flatten(0, 1)
+    model.quantizer.embed.copy_(vectors[torch.randperm(len(vectors))[: model.codebook_size]])
+    model.quantizer.embed_avg.copy_(model.quantizer.embed)
+    return model
+
+
+def tiny_model(**kwargs):
+    """A random tokenizer that uses many codes."""
+    return spread_codebook(UsTokenizerModel(tiny_config(**kwargs))).eval()
 
 
 def tiny_text_model(hidden_size=20, vocab_size=31):
@@ -55,6 +70,7 @@ def tiny_understanding(text_hidden_size=20, **kwargs):
     )
     model = UsTokenizerForUnderstanding(config)
     model.attach_text_model(text_model)
+    spread_codebook(model.us_tokenizer)
     return model
 
 
@@ -108,3 +124,11 @@ def recorded_full(**kwargs):
     )
     model.attach_text_model(text_model)
     return model, tensors, meta
+
+
+def recorded_tokenizer():
+    """The toy text tokenizer of the fixture `ust_full`."""
+    file = FIXTURES / "ust_full" / "tokenizer.json"
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", pad_token="[PAD]"
+    )
