@@ -18,6 +18,9 @@ class RowPlan:
     eos_token_ids: torch.LongTensor
     pad_token_id: int
 
+    def __post_init__(self):
+        self.eos_token_id = int(self.eos_token_ids[0])  # once: reading a value from a GPU waits for it
+
     def expand(self, rows: int, device) -> tuple[torch.BoolTensor, torch.LongTensor]:
         """`speaks` and `caps` for a batch that beams or several return sequences have repeated to `rows` rows."""
         factor = rows // len(self.speaks)
@@ -44,7 +47,7 @@ class RowPlanLogitsProcessor(LogitsProcessor):
         last = input_ids[:, -1]
         start, end = config.audio_start_token_id, config.audio_end_token_id
         codes = slice(config.semantic_token_offset, config.semantic_token_offset + config.semantic_codebook_size)
-        eos, pad = int(plan.eos_token_ids[0]), plan.pad_token_id
+        eos, pad = plan.eos_token_id, plan.pad_token_id
 
         text = torch.zeros_like(scores, dtype=torch.bool)
         text[:, start] = text[:, end] = text[:, codes] = True
