@@ -194,6 +194,9 @@ def test_bad_named_speakers():
     with pytest.raises(ValueError, match=r"speaker 'anna' has shape \[3\]"):
         processor.speakers = {"anna": [1.0, 2.0, 3.0]}
     assert processor.speakers == {}
+    processor.speakers["anna"] = VOICE[:4]
+    with pytest.raises(ValueError, match=r"speaker 'anna' has shape \[4\]"):
+        processor("hi", task="tts", speaker="anna")
     with pytest.raises(ValueError, match="of no use"):
         tiny_processor(speaker_embedding_size=None).speakers = {"anna": VOICE}
 
@@ -491,6 +494,43 @@ def test_what_the_any_to_any_pipeline_shows(processor):
     spoken = ModelOutput({name: value[1:] for name, value in output.items()})
     first, second = processor.post_process_multimodal_output(spoken, generation_mode="audio")
     assert first.shape == (480,) and second.shape == (240,)
+
+
+def test_several_codebooks_and_other_rates():
+    # A codec with two codebooks at its own rate, and no speaker encoder.
+    from tests.modeling.tiny_audio_parts import encodec
+
+    audio_tokenizer = tiny_audio_tokenizer(acoustic_codec=encodec(), speaker_encoder=None, num_codebooks=2)
+    acoustic = {"codebook_size": 32, "num_codebooks": 2, "hidden_size": 8, "num_attention_heads": 2}
+    processor = DualSpeechProcessor.from_config(
+        dualspeech_config(acoustic_config=acoustic), tiny_processor().tokenizer, audio_tokenizer=audio_tokenizer
+    )
+    target = (tone(0.2, 24000), 24000)
+    codes = processor.encode_audio(target)[0]["acoustic_codes"]
+    assert codes.shape == (240, 2) and set(processor.encode_audio(target)[0]) == {"us_codes", "acoustic_codes"}
+    row = processor.build_example("hi", task="tts", speaker=VOICE, targets={**processor.encode_audio(target)[0]})
+    assert row["acoustic_labels"] == [*codes.tolist(), [35, 35]]
+    padded = torch.full((3, 240, 2), -1)
+    padded[1], padded[2, :100] = torch.from_numpy(codes), torch.from_numpy(codes[:100])
+    output = generated(tiny_processor(), acoustic_codes=padded, acoustic_lengths=torch.tensor([0, 240, 100]))
+    _, long, short = processor.batch_decode(output)
+    assert len(long.audio) == 4800 and len(short.audio) == 2000 and long.sampling_rate == 24000
+    with pytest.raises(ValueError, match="`outputs` asks for 'speaker_embeds'"):
+        processor("hi", task="tts", speaker=target)
+    assert DualSpeechProcessor.from_config(
+        dualspeech_config(speaker_embedding_size=None), processor.tokenizer, audio_tokenizer=tiny_audio_tokenizer()
+    )
+
+
+def test_speech_tokens_in_a_text_answer_do_not_show():
+    # Converted tokenizers may have them as ordinary tokens, which `skip_special_tokens` does not skip.
+    processor = tiny_processor()
+    ids = [*processor.tokenizer("hat", add_special_tokens=False)["input_ids"], 110, processor.tokenizer.eos_token_id]
+    output = generated(processor, acoustic_codes=None, acoustic_lengths=None)
+    output["generated_ids"][0, : len(ids)] = torch.tensor(ids)
+    output["generated_lengths"][0] = len(ids)
+    assert processor.batch_decode(output)[0].text == "hat"
+    assert processor.batch_decode(output, skip_special_tokens=False)[0].text == "hat<a_0></s>"
 
 
 def test_save_audio(processor, tmp_path):
