@@ -38,10 +38,9 @@ class AudioTokenizerReference:
         return self.model is not None or self.location is not None
 
     def load(self, device: str | torch.device | None = None, **kwargs) -> PreTrainedModel:
-        """Load the model anew; `kwargs` go to `AutoModel.from_pretrained`."""
+        """The model of the checkpoint, loaded anew and not kept; `kwargs` go to `AutoModel.from_pretrained`."""
         model = AutoModel.from_pretrained(**{**self.location, **kwargs}).eval()
-        self.model = model if device is None else model.to(device)
-        return self.model
+        return model if device is None else model.to(device)
 
     def save(self, folder: Path, **kwargs) -> None:
         """Write the model to `folder`; one that was never loaded is copied as files."""
@@ -120,6 +119,7 @@ class ProcessorWithAudioTokenizer(ProcessorMixin):
             )
         model = self._audio_tokenizer.load(device, **kwargs, **({} if dtype is None else {"dtype": dtype}))
         self._check_audio_tokenizer(model)
+        self._audio_tokenizer.model = model
         return model
 
     def _required_audio_tokenizer(self, purpose: str) -> PreTrainedModel:

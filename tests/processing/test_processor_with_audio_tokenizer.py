@@ -163,6 +163,18 @@ def test_a_checkpoint_that_lost_its_audio_tokenizer(checkpoint, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
+def test_an_audio_tokenizer_that_does_not_fit_is_not_kept(checkpoint, tmp_path):
+    changed = AutoProcessor.from_pretrained(checkpoint)
+    changed.speakers = {}
+    changed.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps(values | {"speaker_embedding_size": 8}))
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`speaker_embedding_size`: processor 8, audio tokenizer 12"):
+            processor.encode_audio((tone(0.2), 16000))
+
+
 def test_staged_folder_replaces_entries_at_the_end(tmp_path):
     (tmp_path / "a").write_text("old")
     (tmp_path / "kept").write_text("kept")
