@@ -60,7 +60,7 @@ def prompts(batch_size: int, length: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids * mask,
         "attention_mask": mask,
-        "task_ids": torch.full((batch_size,), 2),
+        "task_type_ids": torch.full((batch_size,), 2),
         "speaker_embeds": torch.randn(batch_size, 512, generator=generator),
     }
 

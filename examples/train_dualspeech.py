@@ -116,7 +116,7 @@ def mix(examples: list[dict], weights: str, seed: int) -> Dataset:
     table = {name: float(weight) for name, _, weight in (entry.partition("=") for entry in weights.split(","))}
     by_task = defaultdict(list)
     for example in examples:
-        by_task[TASK_NAMES[example["task_ids"]]].append(example)
+        by_task[TASK_NAMES[example["task_type_ids"]]].append(example)
     wrong = sorted(set(table) - set(TASK_IDS)) + sorted(set(by_task) - set(table))
     if wrong:
         raise ValueError(f"`task_weights` {weights!r}: unknown tasks, or tasks of the data without a weight: {wrong}")

@@ -73,7 +73,7 @@ class DualSpeechGenerateOutput(ModelOutput):
         finish_reason (`list[str]`):
             Per row `"eos"`, `"length"` (a cap cut the language model or the acoustic stage) or `"cancelled"` (a
             stopping criterion of the caller).
-        task_ids (`torch.LongTensor` of shape `(R,)`, *optional*): as given.
+        task_type_ids (`torch.LongTensor` of shape `(R,)`, *optional*): as given.
         scores, logits (`tuple`, *optional*): of the language model, when asked for.
     """
 
@@ -85,7 +85,7 @@ class DualSpeechGenerateOutput(ModelOutput):
     acoustic_codes: torch.LongTensor | None = None
     acoustic_lengths: torch.LongTensor | None = None
     finish_reason: list[str] | None = None
-    task_ids: torch.LongTensor | None = None
+    task_type_ids: torch.LongTensor | None = None
     scores: tuple | None = None
     logits: tuple | None = None
 
@@ -105,7 +105,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         *,
-        task_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         speaker_embeds: torch.FloatTensor | None = None,
         generation_mode: str | None = None,
         acoustic: dict | None = None,
@@ -123,12 +123,12 @@ class DualSpeechGenerationMixin(GenerationMixin):
             inputs / input_ids (`torch.LongTensor` of shape `(batch, length)`):
                 Left-padded prompts.
             attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*).
-            task_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            task_type_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Numbers of `TASK_IDS`; they decide per row whether text or speech is produced.
             speaker_embeds (`torch.FloatTensor` of shape `(batch, speaker_embedding_size)`, *optional*):
                 Needed when any row speaks.
             generation_mode (`str`, *optional*):
-                `"text"` or `"audio"` for every row, when there are no `task_ids`. Defaults to `"text"`.
+                `"text"` or `"audio"` for every row, when there are no `task_type_ids`. Defaults to `"text"`.
             acoustic (`dict`, *optional*):
                 Settings of stage 2 for this call, over `generation_config.acoustic`: `do_sample`, `temperature`,
                 `top_k`, `top_p`, `cache_implementation`, ... and `max_codes`.
@@ -153,7 +153,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        speaks = self._speech_rows(len(input_ids), task_ids, generation_mode).to(input_ids.device)
+        speaks = self._speech_rows(len(input_ids), task_type_ids, generation_mode).to(input_ids.device)
         generation_config = self._merge_generation_config(generation_config, speaks, kwargs)
         self._check_speech_request(speaks, speaker_embeds, generation_config)
         plan = self._plan_rows(input_ids, attention_mask, speaks, generation_config)
@@ -176,7 +176,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
             attention_mask=attention_mask,
             **kwargs,
         )
-        result = self._collect_rows(outputs, plan, cancellation, task_ids, generation_config.max_new_tokens)
+        result = self._collect_rows(outputs, plan, cancellation, task_type_ids, generation_config.max_new_tokens)
         if has_stage_two:
             self._run_acoustic_stage(
                 result,
@@ -190,16 +190,20 @@ class DualSpeechGenerationMixin(GenerationMixin):
             )
         return result
 
-    def _speech_rows(self, batch_size, task_ids, generation_mode):
+    def _speech_rows(self, batch_size, task_type_ids, generation_mode):
         if generation_mode not in (None, "text", "audio"):
             raise ValueError(f"`generation_mode` is {generation_mode!r}; accepted are 'text' and 'audio'")
-        if task_ids is None:
+        if task_type_ids is None:
             return torch.full((batch_size,), generation_mode == "audio")
-        if task_ids.shape != (batch_size,) or not set(task_ids.tolist()) <= set(TASK_IDS.values()):
-            raise ValueError(f"`task_ids` is {task_ids.tolist()}; one number per row is needed, out of {TASK_IDS}")
-        speaks = torch.isin(task_ids.cpu(), torch.tensor([TASK_IDS[name] for name in SPEECH_TASKS]))
+        if task_type_ids.shape != (batch_size,) or not set(task_type_ids.tolist()) <= set(TASK_IDS.values()):
+            raise ValueError(
+                f"`task_type_ids` is {task_type_ids.tolist()}; one number per row is needed, out of {TASK_IDS}"
+            )
+        speaks = torch.isin(task_type_ids.cpu(), torch.tensor([TASK_IDS[name] for name in SPEECH_TASKS]))
         if generation_mode is not None and (speaks != (generation_mode == "audio")).any():
-            raise ValueError(f"`generation_mode` {generation_mode!r} contradicts `task_ids` {task_ids.tolist()}")
+            raise ValueError(
+                f"`generation_mode` {generation_mode!r} contradicts `task_type_ids` {task_type_ids.tolist()}"
+            )
         return speaks
 
     def _merge_generation_config(self, generation_config, speaks, kwargs):
@@ -275,7 +279,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
         generation_config.max_new_tokens = int(needed.max())
         return RowPlan(speaks, caps, input_ids.shape[1], eos, int(eos[0]) if pad is None else pad)
 
-    def _collect_rows(self, outputs, plan, cancellation, task_ids, max_new_tokens):
+    def _collect_rows(self, outputs, plan, cancellation, task_type_ids, max_new_tokens):
         """Lengths, speech codes and finish reasons of stage 1."""
         sequences = outputs.sequences
         speaks, caps = plan.expand(len(sequences), sequences.device)
@@ -322,7 +326,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
             semantic_codes=codes,
             semantic_lengths=semantic_lengths,
             finish_reason=reasons,
-            task_ids=None if task_ids is None else task_ids.repeat_interleave(factor),
+            task_type_ids=None if task_type_ids is None else task_type_ids.repeat_interleave(factor),
             scores=outputs.get("scores"),
             logits=outputs.get("logits"),
         )

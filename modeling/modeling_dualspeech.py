@@ -187,7 +187,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         acoustic_labels: torch.LongTensor | None = None,
         speaker_embeds: torch.FloatTensor | None = None,
         prompt_mask: torch.Tensor | None = None,
-        task_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         condition: str | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -208,7 +208,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
                 Speaker vectors; zeros in rows with a text answer. Required with `acoustic_labels`.
             prompt_mask (`torch.Tensor` of shape `(batch, length)`):
                 1 on beginning of sequence and prompt. Without it Chain-of-Condition is off.
-            task_ids (`torch.LongTensor` of shape `(batch,)`):
+            task_type_ids (`torch.LongTensor` of shape `(batch,)`):
                 Numbers of `TASK_IDS`. Without them Chain-of-Condition applies to every row.
             condition (`str`, *optional*):
                 `"prompt"`, `"answer"` or `"full"`: what AcousticGPT sees, instead of a draw.
@@ -245,7 +245,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             parts += [(self.config.semantic_loss_weight, result.semantic_loss)]
         if wants_acoustic:
             hidden = outputs.hidden_states[-1]
-            visible = self._visible_states(hidden, attention_mask, prompt_mask, task_ids, condition)
+            visible = self._visible_states(hidden, attention_mask, prompt_mask, task_type_ids, condition)
             acoustic_loss, result.acoustic_logits, has_targets = self._acoustic_loss(
                 hidden, attention_mask, visible, speaker_embeds, acoustic_labels
             )
@@ -290,7 +290,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             return None, speech
         return text, speech if speech_rows.any() else None
 
-    def _visible_states(self, hidden, attention_mask, prompt_mask, task_ids, condition):
+    def _visible_states(self, hidden, attention_mask, prompt_mask, task_type_ids, condition):
         """Which language-model states AcousticGPT sees, `(batch, length)` bool: Chain-of-Condition."""
         if attention_mask is None:
             attention_mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -306,21 +306,21 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         if condition is not None:
             choice = torch.full((len(hidden),), CONDITIONS.index(condition), device=hidden.device)
         else:
-            choice = self._draw_conditions(len(hidden), task_ids).to(hidden.device)
+            choice = self._draw_conditions(len(hidden), task_type_ids).to(hidden.device)
         prompt = attended & prompt_mask.bool()
         answer = attended & ~prompt_mask.bool()
         choice = choice[:, None]
         return torch.where(choice == 0, prompt, torch.where(choice == 1, answer, attended))
 
-    def _draw_conditions(self, batch_size, task_ids):
+    def _draw_conditions(self, batch_size, task_type_ids):
         """One of 0 (prompt), 1 (answer), 2 (both) per row, from torch's CPU generator."""
         draws = torch.rand(1 if self.config.coc_granularity == "batch" else batch_size)
         bounds = torch.tensor(self.config.coc_probabilities, dtype=torch.float64).cumsum(0)[:2]
         choice = torch.bucketize(draws.double(), bounds, right=True).expand(batch_size)
-        if task_ids is None:
+        if task_type_ids is None:
             return choice
         eligible = torch.tensor([TASK_IDS[name] for name in self.config.coc_tasks], dtype=torch.long)
-        return torch.where(torch.isin(task_ids.cpu(), eligible), choice, 2)
+        return torch.where(torch.isin(task_type_ids.cpu(), eligible), choice, 2)
 
     def build_condition(self, hidden, attention_mask, visible, speaker_embeds):
         """

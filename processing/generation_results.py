@@ -50,8 +50,8 @@ def text_results(
     for i, (ids, length) in enumerate(zip(output["generated_ids"], output["generated_lengths"].tolist(), strict=True)):
         result = DualSpeechResult(finish_reason=output["finish_reason"][i])
         semantic_length = int(output["semantic_lengths"][i])
-        if output.get("task_ids") is not None:
-            result.task = TASK_NAMES[int(output["task_ids"][i])]
+        if output.get("task_type_ids") is not None:
+            result.task = TASK_NAMES[int(output["task_type_ids"][i])]
         if semantic_length or (result.task is not None and TASKS[result.task].output == "speech"):
             result.semantic_codes = output["semantic_codes"][i, :semantic_length].cpu().numpy()
         else:

@@ -150,7 +150,7 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "task_ids", "speaker_embeds"]
+        return ["input_ids", "attention_mask", "task_type_ids", "speaker_embeds"]
 
     @property
     def pad_token_id(self) -> int:
@@ -208,7 +208,7 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
                 Padded on the left for generation and on the right with `targets`, if not said otherwise.
 
         Returns:
-            `input_ids`, `attention_mask` `[B, L]`, `task_ids` `[B]`, and where a row speaks `speaker_embeds` `[B, E]`
+            `input_ids`, `attention_mask` `[B, L]`, `task_type_ids` `[B]`, and where a row speaks `speaker_embeds` `[B, E]`
             (zeros on text rows). With `targets` also `labels`, `prompt_mask` `[B, L]`, `acoustic_labels` `[B, A]` or
             `[B, A, K]`.
 
@@ -266,7 +266,7 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
             Others: see `__call__`.
 
         Returns:
-            Per row `input_ids`, `task_ids` (`int`), `speaker_embeds` (`None` on text rows); with `targets` also
+            Per row `input_ids`, `task_type_ids` (`int`), `speaker_embeds` (`None` on text rows); with `targets` also
             `labels`, `prompt_mask` and, for a model with an acoustic stage, `acoustic_labels`.
         """
         fields = {

@@ -70,17 +70,17 @@ class SequenceBuilder:
         self.speech = speech
 
     def example(self, task: Task, fields: Mapping[str, Any], answer: str | Sequence[int] | None) -> dict[str, Any]:
-        """One row: `input_ids` and `task_ids`; with an answer also `labels` and `prompt_mask` (1 on BOS and question).
+        """One row: `input_ids` and `task_type_ids`; with an answer also `labels` and `prompt_mask` (1 on BOS and question).
 
         Question and answer masks of the released code are the prompt mask and its complement.
         """
         prompt = self.prompt(task, fields)
         if answer is None:
-            return {"input_ids": prompt, "task_ids": task.id}
+            return {"input_ids": prompt, "task_type_ids": task.id}
         ids = self.answer(answer)
         return {
             "input_ids": prompt + ids,
-            "task_ids": task.id,
+            "task_type_ids": task.id,
             "labels": [IGNORE_ID] * len(prompt) + ids,
             "prompt_mask": [1] * len(prompt) + [0] * len(ids),
         }
@@ -170,7 +170,7 @@ def pad_examples(
     data = {
         "input_ids": [padded(row["input_ids"], pad_token_id) for row in examples],
         "attention_mask": [padded([1] * len(row["input_ids"]), 0) for row in examples],
-        "task_ids": [row["task_ids"] for row in examples],
+        "task_type_ids": [row["task_type_ids"] for row in examples],
     }
     for name, value in (("labels", IGNORE_ID), ("prompt_mask", 0)):
         if _all_have(examples, name):

@@ -45,8 +45,7 @@ def dualspeech_lora_config(
     The released code names unfused targets on Phi-3 and relies on a suffix match that PEFT has since dropped: with a
     recent PEFT its list reaches two of four projections without a word. Here names are translated to the backbone's
     own, and a name that reaches nothing is an error. The released code also trains both whole embedding tables; here
-    only the rows of the speech tokens are trained. No `task_type` is set: PEFT's class for causal language models has
-    an argument of its own named `task_ids` and would keep ours.
+    only the rows of the speech tokens are trained.
 
     Args:
         model: the DualSpeech model.

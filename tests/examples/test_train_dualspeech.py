@@ -74,7 +74,7 @@ def test_mixture_weights(script):
     processor = script.tiny_processor()
     examples = script.tokenize(script.tiny_rows(16), processor, script.DataArguments())
     data = script.mix(examples, "asr=8,s2tt=1,ser=1,sqa=1,tts=1,t2st=1,vc=1,sc=1", seed=0)
-    counts = torch.bincount(torch.tensor(data["task_ids"]), minlength=9)
+    counts = torch.bincount(torch.tensor(data["task_type_ids"]), minlength=9)
     assert counts[1] > 3 * counts[2:].float().mean() and (counts[1:] > 0).all()
     with pytest.raises(ValueError, match="sing"):
         script.mix(examples, script.TASK_WEIGHTS + ",sing=1", seed=0)

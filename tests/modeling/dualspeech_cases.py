@@ -92,7 +92,7 @@ def training_batch(config: DualSpeechConfig, tasks=("asr", "tts", "vc", "sqa"), 
         "prompt_mask": torch.tensor([pad([1] * len(p), 0, length) for p, _ in rows]),
         "acoustic_labels": torch.tensor([pad(c, -100, width) for c in codes]),
         "speaker_embeds": torch.randn(len(tasks), config.speaker_embedding_size or 1, generator=generator) * speaks,
-        "task_ids": torch.tensor([TASK_IDS[task] for task in tasks]),
+        "task_type_ids": torch.tensor([TASK_IDS[task] for task in tasks]),
     }
 
 
@@ -104,7 +104,7 @@ def prompt_batch(tasks=("tts", "asr", "vc"), lengths=(5, 9, 7), pad=0, seed=0):
     return {
         "input_ids": torch.tensor([[pad] * (width - len(r)) + r for r in rows]),
         "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
-        "task_ids": torch.tensor([TASK_IDS[task] for task in tasks]),
+        "task_type_ids": torch.tensor([TASK_IDS[task] for task in tasks]),
     }
 
 

@@ -186,9 +186,9 @@ def test_left_and_right_padding_agree(condition):
 
 def test_chain_of_condition_frequencies_and_eligibility():
     model = tiny_model("llama", coc_probabilities=(0.2, 0.5, 0.3)).train()
-    task_ids = torch.tensor([2, 3, 4, 1] * 5000)
+    task_type_ids = torch.tensor([2, 3, 4, 1] * 5000)
     torch.manual_seed(0)
-    choice = model._draw_conditions(len(task_ids), task_ids)
+    choice = model._draw_conditions(len(task_type_ids), task_type_ids)
     assert (choice[2::4] == 2).all() and (choice[3::4] == 2).all()
     shares = torch.bincount(torch.cat([choice[0::4], choice[1::4]]), minlength=3) / 10000
     torch.testing.assert_close(shares, torch.tensor([0.2, 0.5, 0.3]), atol=0.02, rtol=0)

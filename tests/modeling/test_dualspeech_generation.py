@@ -45,7 +45,7 @@ def singles(model, batch, speaker_embeds, **kwargs):
         output = model.generate(
             input_ids=batch["input_ids"][i][keep][None],
             attention_mask=batch["attention_mask"][i][keep][None],
-            task_ids=batch["task_ids"][[i]],
+            task_type_ids=batch["task_type_ids"][[i]],
             speaker_embeds=speaker_embeds[[i]],
             **kwargs,
         )
@@ -139,7 +139,7 @@ def test_only_permitted_ids_come_out():
     batch = prompt_batch(("tts", "asr") * 20, (5, 6) * 20)
     torch.manual_seed(0)
     output = model.generate(**batch, speaker_embeds=speakers(batch), num_beams=1, max_new_tokens=12)
-    for (ids, codes, _, reason), task in zip(rows(output), batch["task_ids"].tolist(), strict=True):
+    for (ids, codes, _, reason), task in zip(rows(output), batch["task_type_ids"].tolist(), strict=True):
         if task == 1:
             assert all(i < START or i >= OFFSET + CODES for i in ids) and not codes
             continue
@@ -212,7 +212,7 @@ def test_several_sequences_per_prompt():
     output = model.generate(
         **batch, speaker_embeds=speakers(batch), num_beams=1, num_return_sequences=3, max_new_tokens=9
     )
-    assert output.task_ids.tolist() == [2, 2, 2, 1, 1, 1]
+    assert output.task_type_ids.tolist() == [2, 2, 2, 1, 1, 1]
     assert [bool(n) for n in output.acoustic_lengths] == [True] * 3 + [False] * 3
     assert len({tuple(codes) for _, codes, _, _ in rows(output)[:3]}) > 1
 
@@ -370,8 +370,8 @@ def test_parity_and_default_conditions_differ_by_one_state():
     [
         ({"speaker_embeds": None}, "speaker_embeds"),
         ({"speaker_embeds": torch.zeros(1, 5)}, r"\(1, 5\)"),
-        ({"task_ids": torch.tensor([9])}, "9"),
-        ({"task_ids": torch.tensor([1, 2])}, "one number per row"),
+        ({"task_type_ids": torch.tensor([9])}, "9"),
+        ({"task_type_ids": torch.tensor([1, 2])}, "one number per row"),
         ({"generation_mode": "speech"}, "'text' and 'audio'"),
         ({"generation_mode": "text"}, "contradicts"),
         ({"max_new_tokens": 2}, "at least 3"),

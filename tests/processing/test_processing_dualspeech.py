@@ -51,7 +51,7 @@ def test_inputs_of_generate(kind, task):
     inputs = processor(task=task, **INPUTS[task])
     speaks = TASKS[task].output == "speech"
     assert set(inputs) == set(processor.model_input_names) - (set() if speaks else {"speaker_embeds"})
-    assert inputs["input_ids"].dtype == torch.int64 and inputs["task_ids"].tolist() == [TASK_IDS[task]]
+    assert inputs["input_ids"].dtype == torch.int64 and inputs["task_type_ids"].tolist() == [TASK_IDS[task]]
     prompt = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
     assert prompt.rstrip().endswith("\nASSISTANT:") and inputs["attention_mask"].all()
     if speaks:
@@ -66,7 +66,7 @@ def test_mixed_batches_are_padded_on_the_left_and_equal_single_rows():
         name: [row.get(name) for _, row in rows] for name in ("text", "audio", "question", "speaker", *LANGUAGES)
     }
     batch = processor(task=[task for task, _ in rows], **fields)
-    assert batch["task_ids"].tolist() == [TASK_IDS[task] for task, _ in rows]
+    assert batch["task_type_ids"].tolist() == [TASK_IDS[task] for task, _ in rows]
     for i, (task, row) in enumerate(rows):
         single = processor(task=task, **row)
         length = single["input_ids"].shape[1]
@@ -208,7 +208,7 @@ def test_models_without_speakers_or_acoustic_stage():
         plain("hi", task="tts", speaker=VOICE)
     semantic = tiny_processor(acoustic_codebook_size=None)
     row = semantic("hi", task="tts", targets={"us_codes": [1, 2]})
-    assert set(row) == {"input_ids", "attention_mask", "task_ids", "labels", "prompt_mask"}
+    assert set(row) == {"input_ids", "attention_mask", "task_type_ids", "labels", "prompt_mask"}
     assert semantic.speaker_embedding_size is None
 
 
@@ -255,7 +255,7 @@ def test_training_batches_mix_all_tasks():
     for example, (task, inputs), target in zip(examples, INPUTS.items(), targets, strict=True):
         assert example == processor.build_example(task=task, **inputs, targets=target)
         for name, value in example.items():
-            assert isinstance(value, int if name == "task_ids" else (list, type(None)))
+            assert isinstance(value, int if name == "task_type_ids" else (list, type(None)))
     batch = processor(task=tasks, targets=targets, **columns)
     equal(batch, processor.pad(examples))
     assert (batch["attention_mask"][:, 0] == 1).all()
@@ -441,7 +441,7 @@ def generated(processor, **changes):
         "acoustic_codes": torch.tensor([[-1, -1, -1, -1], [1, 2, 3, 63], [9, 8, -1, -1]]),
         "acoustic_lengths": torch.tensor([0, 4, 2]),
         "finish_reason": ["eos", "length", "eos"],
-        "task_ids": torch.tensor([1, 2, 3]),
+        "task_type_ids": torch.tensor([1, 2, 3]),
     }
     return ModelOutput({name: value for name, value in (output | changes).items() if value is not None})
 
@@ -465,7 +465,7 @@ def test_results_of_a_generation(processor, audio_tokenizer):
 
 
 def test_results_without_sound_or_task_ids(processor):
-    output = generated(processor, acoustic_codes=None, acoustic_lengths=None, task_ids=None)
+    output = generated(processor, acoustic_codes=None, acoustic_lengths=None, task_type_ids=None)
     text, speech, _ = tiny_processor().batch_decode(output)
     assert text.text == "the hat" and text.task is None
     assert speech.text is None and speech.audio is None and speech.semantic_codes.tolist() == [3, 4, 5]

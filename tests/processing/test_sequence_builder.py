@@ -75,7 +75,7 @@ def test_rows_equal_the_released_ones(released, name):
         batch = processor(**arguments(name, sample))
         prefix = f"{name.upper()}.{i}"
         check_against(prefix, name, {key: value[0] for key, value in batch.items()}, tensors, meta)
-        check(batch["task_ids"], f"{prefix}.task_id", tensors, meta)
+        check(batch["task_type_ids"], f"{prefix}.task_id", tensors, meta)
         assert int(not batch["speaker_embeds"].any()) == int(tensors[f"{prefix}.speaker_is_zero"])
 
 
@@ -209,14 +209,14 @@ ROWS = [
         "labels": [-100, 2, 3],
         "prompt_mask": [1, 0, 0],
         "acoustic_labels": [9, 11],
-        "task_ids": 1,
+        "task_type_ids": 1,
     },
     {
         "input_ids": [4, 5],
         "labels": [-100, 5],
         "prompt_mask": [1, 0],
         "acoustic_labels": [1, 2, 11],
-        "task_ids": 2,
+        "task_type_ids": 2,
         "speaker_embeds": [0.5, 1.0],
         "file": "other columns",
     },
@@ -236,11 +236,11 @@ def test_padding(side):
     assert batch["prompt_mask"].tolist() == [[1, 0, 0], padded([1, 0], 0)]
     assert batch["acoustic_labels"].tolist() == [[9, 11, -100], [1, 2, 11]]
     assert batch["speaker_embeds"].tolist() == [[0, 0], [0.5, 1]] and batch["speaker_embeds"].dtype == torch.float32
-    assert batch["task_ids"].tolist() == [1, 2] and "file" not in batch
+    assert batch["task_type_ids"].tolist() == [1, 2] and "file" not in batch
 
 
 def test_padding_several_codebooks_and_lengths():
-    rows = [{"input_ids": [1], "task_ids": 2, "acoustic_labels": labels} for labels in ([[1, 2]], [[3, 4], [5, 6]])]
+    rows = [{"input_ids": [1], "task_type_ids": 2, "acoustic_labels": labels} for labels in ([[1, 2]], [[3, 4], [5, 6]])]
     batch = pad_examples(rows, pad_token_id=7, speaker_embedding_size=None, pad_to_multiple_of=4)
     assert batch["acoustic_labels"].tolist() == [[[1, 2], [-100, -100]], [[3, 4], [5, 6]]]
     assert batch["input_ids"].tolist() == [[1, 7, 7, 7]] * 2 and "speaker_embeds" not in batch
@@ -258,7 +258,7 @@ def test_padding_several_codebooks_and_lengths():
         (ROWS, {"padding": "most"}, "`padding` is 'most'"),
         (ROWS, {"padding": "max_length"}, "needs `max_length`"),
         (ROWS, {"max_length": 2}, "a row has 3 ids; `max_length` is 2, and rows are never cut"),
-        ([ROWS[0], {"input_ids": [1], "task_ids": 1}], {}, "1 of 2 rows have `labels`; all or none"),
+        ([ROWS[0], {"input_ids": [1], "task_type_ids": 1}], {}, "1 of 2 rows have `labels`; all or none"),
     ],
 )
 def test_bad_padding(rows, options, message):

@@ -78,3 +78,15 @@ def test_adapter_and_merged_model_reload_and_generate_alike(backbone, tmp_path):
         output = other.generate(**prompts, **settings)
         assert torch.equal(output.sequences, expected.sequences)
         assert torch.equal(output.acoustic_codes, expected.acoustic_codes)
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_all_arguments_pass_through_the_wrapper(task_type):
+    """PEFT's wrapper for causal language models has arguments of its own; none of ours may get lost in it."""
+    model = tiny_model("llama", scale=2.0, coc_probabilities=(1, 0, 0))
+    batch = training_batch(model.config, ("tts", "t2st", "asr"))
+    expected = model.train()(**batch)
+    wrapped = get_peft_model(model, dualspeech_lora_config(model, r=2, lora_dropout=0.0, task_type=task_type)).train()
+    output = wrapped(**batch)
+    torch.testing.assert_close(output.acoustic_loss, expected.acoustic_loss)
+    torch.testing.assert_close(output.loss, expected.loss)
