@@ -39,7 +39,9 @@ class AudioTokenizerReference:
 
     def load(self, device: str | torch.device | None = None, **kwargs) -> PreTrainedModel:
         """The model of the checkpoint, loaded anew and not kept; `kwargs` go to `AutoModel.from_pretrained`."""
-        model = AutoModel.from_pretrained(**{**self.location, **kwargs}).eval()
+        # A LoRA adapter in the root of the checkpoint is not one of this model.
+        kwargs = {"adapter_kwargs": {"subfolder": self.location["subfolder"]}, **self.location, **kwargs}
+        model = AutoModel.from_pretrained(**kwargs).eval()
         return model if device is None else model.to(device)
 
     def save(self, folder: Path, **kwargs) -> None:
