@@ -1,5 +1,7 @@
 """Configuration of DualSpeechLM."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -109,6 +111,10 @@ class DualSpeechConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.text_config is None:
             self.text_config = {"model_type": "phi3", "vocab_size": self.num_required_ids}
+        for name in ("text_config", "acoustic_config"):
+            if isinstance(getattr(self, name), PreTrainedConfig):
+                # Composing resets the attention implementation of a part's config, which may be a running model's.
+                setattr(self, name, copy.deepcopy(getattr(self, name)))
         super().__post_init__(**kwargs)
         if self.projector_hidden_size is None:
             self.projector_hidden_size = self.text_config.hidden_size

@@ -48,7 +48,7 @@ class UsTokenizerConfig(PreTrainedConfig):
     """
     Configuration of [`UsTokenizerModel`]: a Whisper encoder, a convolutional codec around one EMA codebook, and a
     reconstruction of the encoder's features (arXiv 2508.08961). Defaults are those of the released code, table 10 of
-    the paper and its text, except `mask_padding` and `dead_code_threshold` (see [`~UsTokenizerConfig.official_parity`]).
+    the paper and its text, except `mask_padding`, `dead_code_threshold` and `min_seconds` (see [`~UsTokenizerConfig.official_parity`]).
 
     Args:
         encoder_config (`dict` or `WhisperConfig`, *optional*):
@@ -91,8 +91,8 @@ class UsTokenizerConfig(PreTrainedConfig):
             Hz.
         hop_length (`int`, *optional*, defaults to 320):
             Samples per encoder frame (50 frames per second).
-        min_seconds (`float`, *optional*, defaults to 1.0):
-            Shorter audio is refused. The released code fills it with zeros up to this length.
+        min_seconds (`float`, *optional*, defaults to 0.1):
+            Shorter audio is refused. The released code fills everything below one second with zeros and encodes them.
         max_seconds (`float`, *optional*, defaults to 30.0):
             Longer audio is refused; at most what the encoder's positions hold. The released code cuts it off.
     """
@@ -123,7 +123,7 @@ class UsTokenizerConfig(PreTrainedConfig):
     mask_padding: bool = True
     sampling_rate: int = 16000
     hop_length: int = 320
-    min_seconds: float | int = 1.0
+    min_seconds: float | int = 0.1
     max_seconds: float | int = 30.0
 
     def __post_init__(self, **kwargs):
@@ -136,9 +136,17 @@ class UsTokenizerConfig(PreTrainedConfig):
 
     @classmethod
     def official_parity(cls, **kwargs) -> "UsTokenizerConfig":
-        """The choices of the released code where our defaults differ: padding is not masked and dead codes stay.
-        `kwargs` override any field."""
-        return cls(**{"mask_padding": False, "dead_code_threshold": 0.0, "kmeans_init": False, **kwargs})
+        """The choices of the released code where our defaults differ: padding is not masked, dead codes stay, and audio
+        has at least one second. `kwargs` override any field."""
+        return cls(
+            **{
+                "mask_padding": False,
+                "dead_code_threshold": 0.0,
+                "kmeans_init": False,
+                "min_seconds": 1.0,
+                **kwargs,
+            }
+        )
 
     @property
     def frame_rate(self) -> float:

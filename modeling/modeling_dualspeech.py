@@ -143,7 +143,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             text_model = AutoModelForCausalLM.from_pretrained(text_model)
         if text_model.get_input_embeddings().weight.shape[0] < len(tokenizer):
             text_model.resize_token_embeddings(len(tokenizer))
-        text_config = copy.deepcopy(text_model.config.get_text_config(decoder=True))
+        text_config = copy.deepcopy(text_model.config.get_text_config(decoder=True))  # special ids are filled in
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(text_config, name, None) is None:
                 setattr(text_config, name, getattr(tokenizer, name))

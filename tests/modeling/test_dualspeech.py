@@ -342,3 +342,9 @@ def test_a_text_checkpoint_loads_into_the_language_model(tmp_path):
     model = DualSpeechForConditionalGeneration.from_pretrained(tmp_path, config=config)
     torch.testing.assert_close(model.get_output_embeddings().weight, text_model.lm_head.weight)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_composing_leaves_the_config_of_a_running_model_alone():
+    text_model = AutoModelForCausalLM.from_config(tiny_config("llama").text_config, attn_implementation="eager")
+    tiny_config("llama", text_config=text_model.config)
+    assert text_model.config._attn_implementation == "eager"
