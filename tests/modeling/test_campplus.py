@@ -111,7 +111,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
     grads = []
     for enable in (False, True):
         if enable:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
         model.zero_grad()
         model(features).embeddings.square().sum().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters()})

@@ -230,7 +230,7 @@ def test_gradient_checkpointing_changes_nothing(backbone):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     assert plain.keys() == gradients().keys()
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
