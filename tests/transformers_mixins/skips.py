@@ -7,11 +7,45 @@ them; our own generation tests are in `tests/modeling`.
 
 import unittest
 
+_NO_IDS = {"test_model_get_set_embeddings": "the input is sound: there is no embedding table"}
+_NO_STATES = {
+    "test_hidden_states_output": "codes, waveforms or vectors are returned, no hidden states",
+    "test_retain_grad_hidden_states_attentions": "codes, waveforms or vectors are returned, no hidden states",
+}
+_BOOL_MASKS = {"test_model_outputs_equivalence": "the test subtracts outputs, and the masks among them are bool"}
+_ENCODE_ONLY = {"test_capture_outputs_decorator": "forward is encode, which takes no output flags"}
+_TEXT_MODEL = "the configuration also describes the text model, which is attached and no part of this class"
+
 SKIPS = {
     "AcousticGPTModelTest": {
         "test_causal_lm_loss_honors_shift_labels": "labels are the targets of the logits at their place: never shifted",
         "test_model_main_input_name": "the condition comes first in the signature, the ids are what Trainer counts",
     },
+    "DualSpeechModelTest": {
+        "test_correct_missing_keys": "reads the configuration of the language model as that of the whole",
+        "test_model_rope_scaling_from_config*": "the outputs have no `last_hidden_state`",
+        "test_tied_weights_keys": "ties by the text configuration; the acoustic head has a switch of its own",
+    },
+    "WavTokenizerModelTest": _NO_IDS | _NO_STATES,
+    "CamPPlusModelTest": _NO_IDS | _NO_STATES,
+    "UsTokenizerModelTest": _NO_IDS | _BOOL_MASKS,
+    "UsTokenizerForUnderstandingTest": _NO_IDS
+    | _BOOL_MASKS
+    | {
+        "test_model_rope_scaling_from_config*": _TEXT_MODEL,
+        "test_tp_plan_matches_params": _TEXT_MODEL,
+        "test_correct_missing_keys": "reads the configuration of the tokenizer inside as that of the whole",
+    },
+    "KMeansTokenizerModelTest": _NO_IDS
+    | _NO_STATES
+    | _BOOL_MASKS
+    | _ENCODE_ONLY
+    | {"test_init_weights_can_init_buffers": "the centroids have no values before `_init_weights` draws them"},
+    "DualTokenizerModelTest": _NO_IDS
+    | _NO_STATES
+    | _BOOL_MASKS
+    | _ENCODE_ONLY
+    | {"test_can_capture_specific_layers_hidden_states": "forward is encode, which takes no output flags"},
 }
 
 

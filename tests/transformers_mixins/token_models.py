@@ -1,11 +1,11 @@
-"""AcousticGPT behind the interface of a plain causal language model, for the mixins that call models with ids only."""
+"""Our models behind the interface of a plain causal language model, for the mixins that call models with ids only."""
 
 from types import SimpleNamespace
 
 import torch
 from huggingface_hub.dataclasses import strict
 
-from dualspeech import AcousticGPTConfig, AcousticGPTForCausalLM
+from dualspeech import AcousticGPTConfig, AcousticGPTForCausalLM, DualSpeechForConditionalGeneration
 
 
 @strict
@@ -40,4 +40,12 @@ class TokenAcousticGPT(AcousticGPTForCausalLM):
         return SimpleNamespace(sequences=input_ids, scores=tuple(scores)) if return_dict_in_generate else input_ids
 
 
-__all__ = ["TokenAcousticGPT", "TokenAcousticGPTConfig"]
+class TokenDualSpeech(DualSpeechForConditionalGeneration):
+    """Text answers, and `generate` returns bare ids unless it is asked not to."""
+
+    def generate(self, *args, return_dict_in_generate=False, **kwargs):
+        output = super().generate(*args, return_dict_in_generate=True, **kwargs)
+        return output if return_dict_in_generate else output.sequences
+
+
+__all__ = ["TokenAcousticGPT", "TokenAcousticGPTConfig", "TokenDualSpeech"]
