@@ -16,6 +16,8 @@ _BOOL_MASKS = {"test_model_outputs_equivalence": "the test subtracts outputs, an
 _ENCODE_ONLY = {"test_capture_outputs_decorator": "forward is encode, which takes no output flags"}
 _TEXT_MODEL = "the configuration also describes the text model, which is attached and no part of this class"
 
+_NO_TASK = "calls the processor without a task, which every row of ours has"
+
 SKIPS = {
     "AcousticGPTModelTest": {
         "test_causal_lm_loss_honors_shift_labels": "labels are the targets of the logits at their place: never shifted",
@@ -25,6 +27,24 @@ SKIPS = {
         "test_correct_missing_keys": "reads the configuration of the language model as that of the whole",
         "test_model_rope_scaling_from_config*": "the outputs have no `last_hidden_state`",
         "test_tied_weights_keys": "ties by the text configuration; the acoustic head has a switch of its own",
+    },
+    "DualSpeechProcessorTest": dict.fromkeys(
+        (
+            "test_flat_kwarg_applied_when_modality_dict_lacks_it",
+            "test_kwargs_overrides_default_subprocessor_kwargs_2_audio",
+            "test_model_input_names",
+            "test_processor_with_multiple_inputs",
+            "test_structured_kwargs_nested_from_dict_2_audio",
+            "test_subprocessor_defaults_preserved_by_kwargs_2_audio",
+            "test_unstructured_kwargs_2_audio",
+            "test_unstructured_kwargs_batched_2_audio",
+        ),
+        _NO_TASK,
+    )
+    | {
+        "test_init_arguments_not_in_class_attributes": "`audio_tokenizer` is a property that loads it when it is asked for",
+        "test_subprocessor_defaults_3_audio": "gives the feature extractor samples without their rate, an error of ours",
+        "test_tokenizer_decode_defaults": "makes the processor with default sizes, which the tiny tokenizer does not fit",
     },
     "WavTokenizerModelTest": _NO_IDS | _NO_STATES,
     "CamPPlusModelTest": _NO_IDS | _NO_STATES,
