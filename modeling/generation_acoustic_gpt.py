@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from ..configuration.configuration_acoustic_gpt import AcousticGPTConfig
 from .codebook_patterns import undo_delay_pattern
+from .growing_cache import GrowingCache
 
 FINISH_REASONS = ("length", "eos", "cancelled")
 _LENGTH, _EOS, _CANCELLED = range(3)
@@ -138,9 +139,12 @@ class AcousticGenerationMixin(GenerationMixin):
         if generation_config.max_time is not None:
             criteria.append(MaxTimeCriteria(generation_config.max_time))
         cache = {}
-        self._prepare_cache_for_generation(
-            generation_config, cache, GenerationMode.SAMPLE, batch, condition_embeds.shape[1] + steps
-        )
+        if generation_config.cache_implementation is None and generation_config.use_cache:
+            cache["past_key_values"] = GrowingCache(config)
+        else:
+            self._prepare_cache_for_generation(
+                generation_config, cache, GenerationMode.SAMPLE, batch, condition_embeds.shape[1] + steps
+            )
         step_forward = self.__call__
         if cache and self._valid_auto_compile_criteria(cache, generation_config):
             step_forward = self.get_compiled_call(generation_config.compile_config)

@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_acoustic_gpt import AcousticGPTConfig
 from .codebook_patterns import apply_delay_pattern
 from .generation_acoustic_gpt import AcousticGenerationMixin
+from .onednn_linear import OneDnnLinear
 
 IGNORED_LABEL = -100
 
@@ -52,10 +53,10 @@ class AcousticGPTAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = OneDnnLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = OneDnnLinear(config.hidden_size, config.hidden_size)
+        self.v_proj = OneDnnLinear(config.hidden_size, config.hidden_size)
+        self.o_proj = OneDnnLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -92,8 +93,8 @@ class AcousticGPTMLP(nn.Module):
 
     def __init__(self, config: AcousticGPTConfig):
         super().__init__()
-        self.fc_in = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc_in = OneDnnLinear(config.hidden_size, config.intermediate_size)
+        self.fc_out = OneDnnLinear(config.intermediate_size, config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -365,7 +366,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
     def __init__(self, config: AcousticGPTConfig):
         super().__init__(config)
         self.model = AcousticGPTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.num_codebooks * config.vocab_size, bias=False)
+        self.lm_head = OneDnnLinear(config.hidden_size, config.num_codebooks * config.vocab_size, bias=False)
         # The loss that does not shift; Trainer then counts every label, not all but the first.
         self.loss_type = "ForMaskedLM"
         # The sampling of the released system.
