@@ -3,14 +3,14 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
-from dualspeech import DualSpeechConfig, DualSpeechForConditionalGeneration, registry
+from dualspeech import DualSpeechConfig, registry
 
-from .token_models import TokenAcousticGPT, TokenAcousticGPTConfig
+from .token_models import TokenAcousticGPT, TokenAcousticGPTConfig, TokenDualSpeech
 
 # The FSDP tests build every model through this Auto class.
 AutoConfig.register(TokenAcousticGPTConfig.model_type, TokenAcousticGPTConfig, exist_ok=True)
 AutoModelForCausalLM.register(TokenAcousticGPTConfig, TokenAcousticGPT, exist_ok=True)
-AutoModelForCausalLM.register(DualSpeechConfig, DualSpeechForConditionalGeneration, exist_ok=True)
+AutoModelForCausalLM.register(DualSpeechConfig, TokenDualSpeech, exist_ok=True)
 
 # The mixins decide by these tables which labels a class takes, and `register` does not write them.
 MAPPING_NAMES = {

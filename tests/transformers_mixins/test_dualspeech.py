@@ -96,7 +96,7 @@ class DualSpeechModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.Test
             inputs["labels"] = ids.clone()
             inputs["acoustic_labels"] = ids[:, :5] % 30
             inputs["speaker_embeds"] = torch.ones(len(ids), 6)
-            inputs["task_ids"] = torch.full((len(ids),), TASK_IDS["tts"])
+            inputs["task_type_ids"] = torch.full((len(ids),), TASK_IDS["tts"])
         return inputs
 
     def test_config(self):

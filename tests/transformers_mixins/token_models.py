@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 
 from dualspeech import AcousticGPTConfig, AcousticGPTForCausalLM, DualSpeechForConditionalGeneration
+from dualspeech.configuration.configuration_dualspeech import TASK_IDS
 
 
 @strict
@@ -41,7 +42,15 @@ class TokenAcousticGPT(AcousticGPTForCausalLM):
 
 
 class TokenDualSpeech(DualSpeechForConditionalGeneration):
-    """Text answers, and `generate` returns bare ids unless it is asked not to."""
+    """Every training row also speaks, so that all parameters take part; `generate` answers in text with bare ids."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **kwargs):
+        if labels is not None:
+            kwargs["acoustic_labels"] = labels[:, :8] % self.config.acoustic_config.codebook_size
+            kwargs["speaker_embeds"] = torch.ones(len(labels), self.config.speaker_embedding_size, dtype=self.dtype)
+            kwargs["task_type_ids"] = torch.full((len(labels),), TASK_IDS["tts"])
+            kwargs["condition"] = "full"
+        return super().forward(input_ids, attention_mask, position_ids, labels=labels, **kwargs)
 
     def generate(self, *args, return_dict_in_generate=False, **kwargs):
         output = super().generate(*args, return_dict_in_generate=True, **kwargs)
