@@ -425,7 +425,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
             logits = logits.unflatten(-1, (self.config.num_codebooks, self.config.vocab_size))
         loss = None
         if labels is not None:
-            labels = labels[:, kept]
+            labels = labels[:, kept].contiguous()
             # Divided here, so that a batch without any target gives 0 and not NaN.
             kwargs.setdefault("num_items_in_batch", (labels != IGNORED_LABEL).sum().clamp(min=1))
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
