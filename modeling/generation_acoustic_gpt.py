@@ -120,9 +120,11 @@ class AcousticGenerationMixin(GenerationMixin):
         books = config.num_codebooks
         steps = int(limits.max()) + books - 1
         if condition_mask is not None:
-            if not bool(condition_mask.to(torch.bool).any(dim=1).all()):
+            visible = condition_mask.to(torch.bool)
+            if not bool(visible.any(dim=1).all()):
                 raise ValueError("`condition_mask` must show at least one position of every row")
-            condition_mask = None if bool(condition_mask.to(torch.bool).all()) else condition_mask
+            if visible.shape == condition_embeds.shape[:2] and bool(visible.all()):
+                condition_mask = None  # steps without a mask are cheaper
 
         self._prepare_special_tokens(generation_config, True, device=device, batch_size=batch)
         end_ids = generation_config._eos_token_tensor
