@@ -80,7 +80,8 @@ def test_one_commit_with_card_and_code(hub, checkpoint, tmp_path):
     assert again == expected
 
 
-def test_model_object_with_default_card(hub, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_model_object_with_default_card(hub, tmp_path):
     model = campplus()
     model.save_pretrained(tmp_path / "speaker")
     code = f"""

@@ -107,8 +107,6 @@ def test_auto_classes_load_no_model_code_before_it_is_asked_for():
     "imports",
     [
         "import dualspeech",
-        "import transformers; import dualspeech",
-        "from transformers import AutoConfig; import dualspeech",
         "from transformers import AutoModel, AutoProcessor; import dualspeech",
         "import dualspeech; from transformers.models.auto.processing_auto import PROCESSOR_MAPPING",
         "from dualspeech.configuration.configuration_dualspeech import DualSpeechConfig",

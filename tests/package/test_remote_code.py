@@ -134,6 +134,7 @@ def test_bundled_files_import_only_each_other(checkpoint):
 
 def test_bundling_again_changes_nothing(checkpoint):
     folder, _ = checkpoint
+    bundle_remote_code(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     written = bundle_remote_code(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

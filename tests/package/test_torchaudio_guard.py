@@ -11,7 +11,7 @@ with warnings.catch_warnings(record=True) as caught:
     {first}
     import dualspeech
 from transformers.utils import is_torchaudio_available
-import transformers.audio_utils, transformers.processing_utils
+import transformers.audio_utils  # imports torchaudio where it is available
 import dualspeech.torchaudio_guard as guard
 said = [str(warning.message) for warning in caught if "torchaudio" in str(warning.message)]
 print(is_torchaudio_available(), guard.torchaudio_or_none() is None, *said)

@@ -33,7 +33,7 @@ WHISPER = {
 }
 
 
-class Tester:
+class AudioTester:
     """What the mixins ask of a `model_tester`; a subclass gives `get_config` and `get_inputs`."""
 
     is_training = True
@@ -67,7 +67,7 @@ class AudioModelTest(ModelTesterMixin):
             super().test_init_weights_can_init_buffers()
 
 
-class WavTokenizerTester(Tester):
+class WavTokenizerTester(AudioTester):
     def get_config(self):
         return WavTokenizerConfig(
             upsampling_ratios=[4, 3],
@@ -90,7 +90,7 @@ class WavTokenizerModelTest(AudioModelTest, unittest.TestCase):
     config_class, model_tester_class = WavTokenizerConfig, WavTokenizerTester
 
 
-class CamPPlusTester(Tester):
+class CamPPlusTester(AudioTester):
     def get_config(self):
         return CamPPlusConfig(
             growth_rate=4, init_channels=8, head_channels=4, block_layers=[2, 2, 2], embedding_size=12
@@ -106,7 +106,7 @@ class CamPPlusModelTest(AudioModelTest, unittest.TestCase):
     config_class, model_tester_class = CamPPlusConfig, CamPPlusTester
 
 
-class UsTokenizerTester(Tester):
+class UsTokenizerTester(AudioTester):
     hidden_size, num_hidden_layers, num_attention_heads = 16, 2, 2
     seq_length = encoder_seq_length = key_length = 30
     sizes = {
@@ -156,7 +156,7 @@ class UsTokenizerForUnderstandingTest(AudioModelTest, unittest.TestCase):
     _is_composite = True
 
 
-class KMeansTokenizerTester(Tester):
+class KMeansTokenizerTester(AudioTester):
     is_training = False
     sizes = {
         "encoder_config": {
@@ -188,7 +188,7 @@ class KMeansTokenizerModelTest(AudioModelTest, unittest.TestCase):
     _is_composite = True
 
 
-class DualTokenizerTester(Tester):
+class DualTokenizerTester(AudioTester):
     is_training = False
 
     def get_config(self):
