@@ -1,9 +1,11 @@
-"""Running code in a fresh interpreter."""
+"""Running code in a fresh interpreter, with or without this package."""
 
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,4 +30,17 @@ def run_python(code, cwd=ROOT, path=(), python=sys.executable, **env):
     return done.stdout.strip()
 
 
-__all__ = ["ROOT", "run_python"]
+def interpreter_without_package(folder):
+    """The interpreter of a new virtual environment in `folder` with the dependencies of this one, but not this package."""
+    venv.create(folder, with_pip=False)
+    dependencies = folder / "dependencies"
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if "dualspeech" not in entry.name:
+            (dependencies / entry.name).symlink_to(entry)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    return str(folder / "bin" / "python")
+
+
+__all__ = ["ROOT", "interpreter_without_package", "run_python"]

@@ -8,7 +8,7 @@ from dualspeech.hub import create_model_card, push_to_hub
 from tests.hub_server import HubServer
 from tests.modeling.tiny_audio_parts import campplus
 from tests.package.hub_cases import answers, answers_elsewhere, tiny_pair
-from tests.package.running import ROOT, run_python
+from tests.package.running import ROOT, interpreter_without_package, run_python
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def test_one_commit_with_card_and_code(hub, checkpoint, tmp_path):
     # elsewhere, without the package
     load = "import importlib.util\nassert importlib.util.find_spec('dualspeech') is None\n"
     load += LOAD.format(where="user/tiny", kwargs={"trust_remote_code": True})
-    again = answers_elsewhere(load, cwd=tmp_path, **hub.environment(tmp_path / "loading"))
+    python = interpreter_without_package(tmp_path / "venv")
+    again = answers_elsewhere(load, python=python, cwd=tmp_path, **hub.environment(tmp_path / "loading"))
     assert again == expected
 
 

@@ -3,14 +3,12 @@
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from .running import ROOT, run_python
+from .running import ROOT, interpreter_without_package, run_python
 
 pytestmark = pytest.mark.slow
 
@@ -62,13 +60,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def python(tmp_path):
-    """An interpreter without `dualspeech` that sees the dependencies of this one."""
-    folder = tmp_path / "venv"
-    venv.create(folder, with_pip=False)
-    (site,) = folder.glob("lib/python*/site-packages")
-    # a path file in a folder that is itself named by a path file is not read: an editable install here stays here
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return folder / "bin" / "python"
+    return interpreter_without_package(tmp_path / "venv")
 
 
 @pytest.fixture
@@ -79,7 +71,7 @@ def wheel(checkout, tmp_path):
 
 
 def imported_from(python, cwd, modules, installed=True):
-    out = run_python(CHECK.format(modules=modules, installed=installed), cwd=cwd, python=str(python))
+    out = run_python(CHECK.format(modules=modules, installed=installed), cwd=cwd, python=python)
     return [Path(path) for path in out.splitlines()[-1].split()]
 
 
@@ -104,7 +96,7 @@ def test_installed(mode, checkout, python, tmp_path, request):
     pip("--python", python, "install", "--no-deps", "--no-index", "--no-build-isolation", *what)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    home = checkout if "editable" in mode else python.parent.parent
+    home = checkout if "editable" in mode else tmp_path / "venv"
     for path in imported_from(python, elsewhere, list(library_files(ROOT).values())):
         assert home in path.parents, path
 

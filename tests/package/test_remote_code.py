@@ -14,9 +14,15 @@ from dualspeech import CamPPlusModel, KaldiFbankFeatureExtractor, remote_code
 from dualspeech.remote_code import bundle_remote_code
 from tests.modeling.tiny_audio_parts import campplus, hubert, us_tokenizer
 from tests.package.hub_cases import answers, answers_elsewhere, tiny_pair
-from tests.package.running import ROOT, run_python
+from tests.package.running import ROOT, interpreter_without_package, run_python
 
 ALONE = "import importlib.util; assert importlib.util.find_spec('dualspeech') is None"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """An interpreter that cannot import this package."""
+    return interpreter_without_package(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def checkpoint(tmp_path_factory):
     return folder, expected
 
 
-def test_model_and_processor_without_the_package(checkpoint, tmp_path):
+def test_model_and_processor_without_the_package(checkpoint, alone, tmp_path):
     folder, expected = checkpoint
     code = f"""
         {ALONE}
@@ -46,7 +52,7 @@ def test_model_and_processor_without_the_package(checkpoint, tmp_path):
         model.save_pretrained("again")
         processor.save_pretrained("again")
     """
-    home = {"cwd": tmp_path, "HF_HOME": str(tmp_path / "home")}
+    home = {"python": alone, "cwd": tmp_path, "HF_HOME": str(tmp_path / "home")}
     assert answers_elsewhere(code, **home) == expected
     # what was saved there carries its code on
     again = f"""
@@ -60,7 +66,7 @@ def test_model_and_processor_without_the_package(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["'tiny', subfolder='audio_tokenizer'", "'tiny/audio_tokenizer'"])
-def test_audio_tokenizer_by_itself(checkpoint, tmp_path, where):
+def test_audio_tokenizer_by_itself(checkpoint, alone, tmp_path, where):
     folder, _ = checkpoint
     shutil.copytree(folder, tmp_path / "tiny")
     out = run_python(
@@ -74,6 +80,7 @@ def test_audio_tokenizer_by_itself(checkpoint, tmp_path, where):
         print(model.encode(codec_values=torch.randn(1, 4800)).acoustic_codes.tolist())
         print(type(model).__name__, type(model.semantic_tokenizer).__name__)
         """,
+        python=alone,
         cwd=tmp_path,
         HF_HOME=str(tmp_path / "home"),
     )
@@ -86,7 +93,7 @@ def test_audio_tokenizer_by_itself(checkpoint, tmp_path, where):
     assert names == "DualTokenizerModel UsTokenizerModel"
 
 
-def test_model_with_its_feature_extractor(tmp_path):
+def test_model_with_its_feature_extractor(alone, tmp_path):
     campplus().save_pretrained(tmp_path / "speaker")
     KaldiFbankFeatureExtractor().save_pretrained(tmp_path / "speaker")
     bundle_remote_code(tmp_path / "speaker")
@@ -101,6 +108,7 @@ def test_model_with_its_feature_extractor(tmp_path):
             model = auto.from_pretrained("speaker", trust_remote_code=True)
         print(type(extractor).__name__, type(model).__name__, *model(**features).embeddings.shape)
         """,
+        python=alone,
         cwd=tmp_path,
         HF_HOME=str(tmp_path / "home"),
     )
