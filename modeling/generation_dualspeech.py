@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
-from transformers.generation import EosTokenCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_dualspeech import SPEECH_TASKS, TASK_IDS
 from .generation_rows import CancellationCriteria, RowPlan, RowPlanLogitsProcessor, RowPlanStoppingCriteria
 
-# Groups of settings inside a generation config, each a plain dict (nested config objects cannot be saved):
-# "text" is applied when every row answers in text, "speech" bounds speech rows, "acoustic" is the second stage.
+# Groups of settings inside a generation config, each a plain dict (nested config objects cannot be saved). "text" and
+# "speech" bound the rows of their kind, and what else they hold counts when all rows are of that kind; "acoustic" is the
+# second stage.
 SETTINGS = {
     "text": {"num_beams": 4, "tokens_per_prompt_token": 1.0, "extra_tokens": 256},
     "speech": {"codes_per_prompt_token": 12.0, "extra_codes": 250},
@@ -52,6 +53,14 @@ def _generation_config(config, groups):
     )
 
 
+# Keys of the groups that are no fields of a generation config: fixed cap, or cap per unit of input and constant.
+LENGTH_KEYS = {
+    "text": ("max_tokens", "tokens_per_prompt_token", "extra_tokens"),
+    "speech": ("max_codes", "codes_per_prompt_token", "extra_codes"),
+    "acoustic": ("max_codes", "length_slack", "extra_codes"),
+}
+
+
 @dataclass
 class DualSpeechGenerateOutput(ModelOutput):
     """
@@ -74,7 +83,8 @@ class DualSpeechGenerateOutput(ModelOutput):
             Per row `"eos"`, `"length"` (a cap cut the language model or the acoustic stage) or `"cancelled"` (a
             stopping criterion of the caller).
         task_type_ids (`torch.LongTensor` of shape `(R,)`, *optional*): as given.
-        scores, logits (`tuple`, *optional*): of the language model, when asked for.
+        scores, logits, hidden_states (`tuple`, *optional*):
+            Of the language model, step by step, when asked for (`output_scores=True`, ...).
     """
 
     sequences: torch.LongTensor | None = None
@@ -88,6 +98,7 @@ class DualSpeechGenerateOutput(ModelOutput):
     task_type_ids: torch.LongTensor | None = None
     scores: tuple | None = None
     logits: tuple | None = None
+    hidden_states: tuple | None = None
 
 
 class DualSpeechGenerationMixin(GenerationMixin):
@@ -122,7 +133,8 @@ class DualSpeechGenerationMixin(GenerationMixin):
         Args:
             inputs / input_ids (`torch.LongTensor` of shape `(batch, length)`):
                 Left-padded prompts.
-            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*).
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
+                0 on the padding. Without it, pad ids at the beginning of a row count as padding.
             task_type_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Numbers of `TASK_IDS`; they decide per row whether text or speech is produced.
             speaker_embeds (`torch.FloatTensor` of shape `(batch, speaker_embedding_size)`, *optional*):
@@ -134,31 +146,40 @@ class DualSpeechGenerationMixin(GenerationMixin):
                 `top_k`, `top_p`, `cache_implementation`, ... and `max_codes`.
             streamer (`BaseStreamer`, *optional*): gets the ids of stage 1.
             acoustic_streamer (`BaseStreamer`, *optional*): gets the codec codes of stage 2, step by step.
+            text, speech (`dict`, *optional*):
+                Settings for this call over `generation_config.text` and `.speech`: caps (`max_tokens`, `max_codes`, or
+                per id of the prompt and a constant), and fields of a generation config that count when every row
+                answers in text, or in speech. By default text is decoded with four beams, as released; a batch that
+                also holds speech rows has none, so compare rows at `num_beams=1`.
             kwargs:
-                Whatever `GenerationMixin.generate` takes. `max_new_tokens` bounds stage 1, both markers of a speech
-                answer included, in place of the lengths that scale with the prompt.
+                Whatever `GenerationMixin.generate` takes. `max_new_tokens` bounds the new ids of stage 1, both markers
+                and the end of a speech answer included, in place of the lengths that scale with the prompt;
+                `min_new_tokens` counts in the same way.
 
         Returns:
             [`DualSpeechGenerateOutput`].
 
         Raises:
-            ValueError: missing speaker vectors, an unknown mode or task number, beams for speech, a prompt that
-                leaves no room in AcousticGPT's position table.
+            ValueError: no prompts, padding elsewhere than on the left, missing speaker vectors, an unknown mode, task
+                number or setting, beams or assistants for speech, a prompt that leaves no room in AcousticGPT's
+                position table.
         """
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if input_ids is None else input_ids
-        if input_ids is None or input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
             given = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"`input_ids` is {given}; prompts of shape (batch, length) are needed")
-        attention_mask = kwargs.pop("attention_mask", None)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        if task_type_ids is not None:
+            task_type_ids = torch.as_tensor(task_type_ids, device=input_ids.device)
         speaks = self._speech_rows(len(input_ids), task_type_ids, generation_mode).to(input_ids.device)
         generation_config = self._merge_generation_config(generation_config, speaks, kwargs)
-        self._check_speech_request(speaks, speaker_embeds, generation_config)
+        self._check_speech_request(speaks, speaker_embeds, generation_config, kwargs)
+        attention_mask = self._left_padding_mask(input_ids, kwargs.pop("attention_mask", None), generation_config)
         plan = self._plan_rows(input_ids, attention_mask, speaks, generation_config)
 
         processors = LogitsProcessorList([*(logits_processor or []), RowPlanLogitsProcessor(self.config, plan)])
+        if isinstance(stopping_criteria, StoppingCriteria):
+            stopping_criteria = [stopping_criteria]
         cancellation = CancellationCriteria(stopping_criteria or [])
         criteria = StoppingCriteriaList([RowPlanStoppingCriteria(self.config, plan)])
         if stopping_criteria:
@@ -166,7 +187,8 @@ class DualSpeechGenerationMixin(GenerationMixin):
         has_stage_two = bool(speaks.any()) and self.config.acoustic_config is not None
         generation_config.pad_token_id = plan.pad_token_id
         generation_config.return_dict_in_generate = True
-        if has_stage_two:
+        wants_states = bool(generation_config.output_hidden_states)
+        if has_stage_two and not wants_states:
             generation_config.output_hidden_states = -1  # only the last layer is kept
         outputs = super().generate(
             input_ids,
@@ -176,7 +198,9 @@ class DualSpeechGenerationMixin(GenerationMixin):
             attention_mask=attention_mask,
             **kwargs,
         )
-        result = self._collect_rows(outputs, plan, cancellation, task_type_ids, generation_config.max_new_tokens)
+        result = self._collect_rows(outputs, plan, cancellation, task_type_ids, generation_config)
+        if wants_states:
+            result.hidden_states = outputs.get("hidden_states")
         if has_stage_two:
             self._run_acoustic_stage(
                 result,
@@ -184,8 +208,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
                 plan,
                 attention_mask,
                 speaker_embeds,
-                generation_config,
-                acoustic or {},
+                _checked_group("acoustic", {**generation_config.acoustic, **(acoustic or {})}),
                 acoustic_streamer,
             )
         return result
@@ -207,22 +230,36 @@ class DualSpeechGenerationMixin(GenerationMixin):
         return speaks
 
     def _merge_generation_config(self, generation_config, speaks, kwargs):
-        """A private copy of the settings; those named in `kwargs` win over a group, a group over the rest."""
-        source = generation_config if generation_config is not None else self.generation_config
-        merged = copy.deepcopy(source)
+        """A private copy of the settings: those named in `kwargs`, then a given config, then the model's own. A group
+        counts between the first two where no config is given."""
+        own = self.generation_config
+        merged = copy.deepcopy(generation_config if generation_config is not None else own)
+        merged.update(**own.to_dict(), defaults_only=True, allow_custom_entries=True)
         for name in SETTINGS:
-            group = getattr(source, name, None) or getattr(self.generation_config, name, None) or SETTINGS[name]
-            setattr(merged, name, {**group, **(kwargs.pop(name, None) or {})})
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(merged, name) is None:
-                setattr(merged, name, getattr(self.generation_config, name))
-        if generation_config is None and not speaks.any():
-            merged.update(**{name: value for name, value in merged.text.items() if hasattr(merged, name)})
+            group = {**(getattr(merged, name, None) or SETTINGS[name]), **(kwargs.pop(name, None) or {})}
+            setattr(merged, name, _checked_group(name, group))
+        if generation_config is None and (speaks.all() or not speaks.any()):
+            name = "speech" if speaks.all() else "text"
+            merged.update(**{k: v for k, v in getattr(merged, name).items() if k not in LENGTH_KEYS[name]})
             if kwargs.get("streamer") is not None:
                 merged.num_beams = 1  # beams cannot be streamed
         for name in [name for name in kwargs if hasattr(merged, name)]:
             setattr(merged, name, kwargs.pop(name))
         return merged
+
+    def _left_padding_mask(self, input_ids, attention_mask, generation_config):
+        """The attention mask as integers; found from the pad ids in front of the rows where it is not given."""
+        if attention_mask is None:
+            pad, ends = generation_config.pad_token_id, generation_config.eos_token_id
+            if pad is None or pad in torch.as_tensor([] if ends is None else ends).reshape(-1).tolist():
+                return torch.ones_like(input_ids)
+            return ((input_ids != pad).cumsum(dim=1) > 0).long()
+        attention_mask = attention_mask.to(input_ids.device).long()
+        if attention_mask.shape != input_ids.shape or (attention_mask.diff(dim=1) < 0).any():
+            raise ValueError("`attention_mask` must have the shape of `input_ids` and its zeros on the left of a row")
+        if (attention_mask[:, -1] == 0).any():
+            raise ValueError("`attention_mask` hides a whole row; every prompt needs at least one id")
+        return attention_mask
 
     def _get_stopping_criteria(self, generation_config, stopping_criteria, **kwargs):
         criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, **kwargs)
@@ -231,11 +268,13 @@ class DualSpeechGenerationMixin(GenerationMixin):
             return StoppingCriteriaList([c for c in criteria if not isinstance(c, EosTokenCriteria)])
         return criteria
 
-    def _check_speech_request(self, speaks, speaker_embeds, generation_config):
+    def _check_speech_request(self, speaks, speaker_embeds, generation_config, kwargs):
         if not speaks.any():
             return
         if (generation_config.num_beams or 1) > 1:
             raise ValueError(f"`num_beams` is {generation_config.num_beams}; speech rows accept 1")
+        if generation_config.prompt_lookup_num_tokens or kwargs.get("assistant_model") is not None:
+            raise ValueError("assisted decoding and prompt lookup are for text rows; this batch has speech rows")
         size = self.config.speaker_embedding_size
         if self.config.acoustic_config is None or size is None:
             return
@@ -254,11 +293,11 @@ class DualSpeechGenerationMixin(GenerationMixin):
         explicit = generation_config.max_new_tokens
         if explicit is None and generation_config.max_length is not None:
             explicit = generation_config.max_length - input_ids.shape[1]
-        if explicit is not None and explicit < (3 if speaks.any() else 1):
-            raise ValueError(f"`max_new_tokens` is {explicit}; a speech answer needs at least 3 ids, a text answer 1")
+        if explicit is not None and explicit < (4 if speaks.any() else 1):
+            raise ValueError(f"`max_new_tokens` is {explicit}; a speech answer needs at least 4 ids, a text answer 1")
         if explicit is not None:
             text_caps = torch.full_like(prompt_lengths, explicit)
-            speech_caps = torch.full_like(prompt_lengths, explicit - 2)
+            speech_caps = torch.full_like(prompt_lengths, explicit - 3)
         else:
             text_caps = _scaled(text, "max_tokens", "tokens_per_prompt_token", "extra_tokens", prompt_lengths)
             speech_caps = _scaled(speech, "max_codes", "codes_per_prompt_token", "extra_codes", prompt_lengths)
@@ -277,9 +316,10 @@ class DualSpeechGenerationMixin(GenerationMixin):
         needed = torch.where(speaks, caps + 4, text_caps if explicit is not None else caps + 1)
         generation_config.max_length = None
         generation_config.max_new_tokens = int(needed.max())
-        return RowPlan(speaks, caps, input_ids.shape[1], eos, int(eos[0]) if pad is None else pad)
+        min_codes = max(1, (generation_config.min_new_tokens or 0) - 3)
+        return RowPlan(speaks, caps, input_ids.shape[1], eos, int(eos[0]) if pad is None else pad, min_codes)
 
-    def _collect_rows(self, outputs, plan, cancellation, task_type_ids, max_new_tokens):
+    def _collect_rows(self, outputs, plan, cancellation, task_type_ids, generation_config):
         """Lengths, speech codes and finish reasons of stage 1."""
         sequences = outputs.sequences
         speaks, caps = plan.expand(len(sequences), sequences.device)
@@ -299,14 +339,15 @@ class DualSpeechGenerationMixin(GenerationMixin):
         # Ends belong to the row: marker and end of sequence of speech, end of sequence of text unless the cap forced it.
         ends = torch.where(speaks, 2, (content < caps).long())
         lengths = torch.where(has_end, (content + ends).clamp(max=new.shape[1]), content)
-        reasons = []
-        for row in range(len(sequences)):
-            length, cap = int(content[row]), int(caps[row])
-            codes = length - 1 if speaks[row] else length
-            if has_end[row]:
-                reasons.append("length" if codes >= cap else "eos")
-            else:
-                reasons.append("length" if codes >= cap or length >= max_new_tokens else "cancelled")
+        # Criteria of transformers that stop rows in the middle leave no note.
+        unnoted = generation_config.max_time is not None or generation_config.stop_strings is not None
+        is_short = content < generation_config.max_new_tokens
+        cancelled = ~has_end & ((noted >= 0) | (is_short & unnoted))
+        at_cap = content - speaks.long() >= caps
+        reasons = [
+            "cancelled" if stopped_early else "eos" if ended and not capped else "length"
+            for stopped_early, ended, capped in zip(*(t.tolist() for t in (cancelled, has_end, at_cap)), strict=True)
+        ]
         first = 1  # `<audio>`
         width = int((content - first)[speaks].clamp(min=0).max()) if speaks.any() else 0
         steps = torch.arange(width, device=new.device)
@@ -331,15 +372,13 @@ class DualSpeechGenerationMixin(GenerationMixin):
             logits=outputs.get("logits"),
         )
 
-    def _run_acoustic_stage(
-        self, result, outputs, plan, attention_mask, speaker_embeds, generation_config, settings, streamer
-    ):
+    def _run_acoustic_stage(self, result, outputs, plan, attention_mask, speaker_embeds, settings, streamer):
         """Fill in the acoustic codes of the rows that speak and were not cancelled."""
         count = len(result.sequences)
         factor = count // len(plan.speaks)
         speaks, _ = plan.expand(count, result.sequences.device)
         going = torch.tensor([reason != "cancelled" for reason in result.finish_reason], device=speaks.device)
-        rows = (speaks & going).nonzero()[:, 0]
+        rows = (speaks & going & (result.semantic_lengths > 0)).nonzero()[:, 0]
         books = self.config.acoustic_config.num_codebooks
         shape = (count, 0) if books == 1 else (count, 0, books)
         result.acoustic_codes = result.sequences.new_zeros(shape)
@@ -353,14 +392,13 @@ class DualSpeechGenerationMixin(GenerationMixin):
         hidden, visible = _to_left_edge(hidden[rows], plan.prompt_length - prompts[rows], lengths[rows])
         speakers = None if speaker_embeds is None else speaker_embeds.repeat_interleave(factor, dim=0).to(hidden)[rows]
         condition = self.build_condition(hidden, None, visible, speakers)
-        settings = {**generation_config.acoustic, **settings}
         caps = self._acoustic_caps(result.semantic_lengths[rows], settings)
         acoustic = self.acoustic_model.generate(
             condition_embeds=condition["condition_embeds"],
             condition_mask=condition["condition_mask"],
             max_lengths=caps,
             streamer=streamer,
-            **{k: v for k, v in settings.items() if k not in ("max_codes", "length_slack", "extra_codes")},
+            **{k: v for k, v in settings.items() if k not in LENGTH_KEYS["acoustic"]},
         )
         width = acoustic.codes.shape[1]
         behind = torch.arange(width, device=rows.device) >= acoustic.lengths[:, None]
@@ -375,7 +413,10 @@ class DualSpeechGenerationMixin(GenerationMixin):
         """Most codec positions per row: a fixed number, or the expected number with some slack."""
         ratio = self.config.acoustic_frame_rate / self.config.semantic_frame_rate * settings.get("length_slack", 1.0)
         caps = _scaled({"ratio": ratio, **settings}, "max_codes", "ratio", "extra_codes", semantic_lengths)
-        return caps.clamp(max=self.config.acoustic_config.max_target_positions - 1)
+        acoustic = self.config.acoustic_config
+        # A frame of K delayed codebooks takes K positions to complete.
+        most = min(acoustic.max_target_positions - 1, acoustic.max_target_positions - acoustic.num_codebooks + 1)
+        return caps.clamp(min=1, max=max(most, 1))
 
     def _stitch_states(self, outputs, attention_mask, factor):
         """Last hidden states `(rows, prompt + new - 1, width)` out of the steps of the decoding loop."""
@@ -397,6 +438,14 @@ class DualSpeechGenerationMixin(GenerationMixin):
             use_cache=False,
             logits_to_keep=1,
         ).hidden_states[-1]
+
+
+def _checked_group(name, group):
+    """`group` itself; an error for a key that means nothing."""
+    known = {*LENGTH_KEYS[name], *vars(GenerationConfig())}
+    if unknown := sorted(set(group) - known):
+        raise ValueError(f"`{name}` has {unknown}; accepted are {LENGTH_KEYS[name]} and fields of GenerationConfig")
+    return group
 
 
 def _scaled(settings, fixed, per_token, extra, lengths):

@@ -10,16 +10,19 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 @dataclass
 class RowPlan:
-    """What each row of a batch is to produce: `speaks` `(batch,)` bool, `caps` `(batch,)` ids (or codes) at most."""
+    """What each row of a batch is to produce: `speaks` `(batch,)` bool, `caps` `(batch,)` ids (or codes) at most, and
+    `min_codes` codes at least in a speech row."""
 
     speaks: torch.BoolTensor
     caps: torch.LongTensor
     prompt_length: int
     eos_token_ids: torch.LongTensor
     pad_token_id: int
+    min_codes: int = 1
 
     def __post_init__(self):
-        self.eos_token_id = int(self.eos_token_ids[0])  # once: reading a value from a GPU waits for it
+        self.end_ids = self.eos_token_ids.tolist()  # once: reading values from a GPU waits for it
+        self.eos_token_id = self.end_ids[0]
 
     def expand(self, rows: int, device) -> tuple[torch.BoolTensor, torch.LongTensor]:
         """`speaks` and `caps` for a batch that beams or several return sequences have repeated to `rows` rows."""
@@ -33,8 +36,8 @@ class RowPlan:
 class RowPlanLogitsProcessor(LogitsProcessor):
     """Restricts each row to the ids that may come next.
 
-    A speech row is `<audio>`, at least one code, `</audio>`, end of sequence, padding. A text row has no speech ids.
-    A row that has reached its cap is ended.
+    A speech row is `<audio>`, at least one code, `</audio>`, end of sequence, padding. A text row has no speech ids and
+    no padding. A row that has reached its cap, or for which other processors have left nothing to choose, is ended.
     """
 
     def __init__(self, config, plan: RowPlan):
@@ -51,22 +54,26 @@ class RowPlanLogitsProcessor(LogitsProcessor):
 
         text = torch.zeros_like(scores, dtype=torch.bool)
         text[:, start] = text[:, end] = text[:, codes] = True
+        text[:, pad] |= pad not in plan.end_ids
         speech = torch.ones_like(text)
+        if new > 0:
+            speech[:, codes] = False
+            speech[:, end] = new - 1 < plan.min_codes
+        scores = scores.masked_fill(torch.where(speaks[:, None], speech, text), -math.inf)
+
         forced = torch.full_like(last, -1)
+        is_stuck = scores.amax(dim=1) == -math.inf
+        forced[~speaks & (is_stuck | (new >= caps))] = eos
         if new == 0:
             forced[speaks] = start
         else:
-            speech[:, codes] = False
-            speech[:, end] = last == start  # at least one code
             behind_end = (input_ids[:, plan.prompt_length :] == end).any(dim=1)
-            forced[speaks & (new - 1 >= caps)] = end
+            forced[speaks & (is_stuck | (new - 1 >= caps))] = end
             forced[speaks & behind_end] = pad
             forced[speaks & (last == end)] = eos
-        forced[~speaks & (new >= caps)] = eos
         is_forced = forced >= 0
-        banned = torch.where(speaks[:, None], speech, text) | is_forced[:, None]
-        chosen = torch.zeros_like(banned).scatter(1, forced.clamp(min=0)[:, None], is_forced[:, None])
-        return scores.masked_fill(banned, -math.inf).masked_fill(chosen, 0.0)
+        chosen = torch.zeros_like(text).scatter(1, forced.clamp(min=0)[:, None], is_forced[:, None])
+        return scores.masked_fill(is_forced[:, None], -math.inf).masked_fill(chosen, 0.0)
 
 
 class RowPlanStoppingCriteria(StoppingCriteria):

@@ -125,8 +125,8 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
 
         Args:
             text_model (`str` or `PreTrainedModel`):
-                A checkpoint for `AutoModelForCausalLM.from_pretrained`, or the model itself. Its embeddings are
-                resized in place to hold the tokenizer.
+                A checkpoint for `AutoModelForCausalLM.from_pretrained`, or the model itself: its embeddings are then
+                resized in place to hold the tokenizer, and the new model shares its weights.
             tokenizer (`PreTrainedTokenizerBase`):
                 A tokenizer with `<audio>`, `</audio>` and `<a_0>` ... in a row (`extend_tokenizer`).
             kwargs:
@@ -144,9 +144,15 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         if text_model.get_input_embeddings().weight.shape[0] < len(tokenizer):
             text_model.resize_token_embeddings(len(tokenizer))
         text_config = copy.deepcopy(text_model.config.get_text_config(decoder=True))  # special ids are filled in
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("bos_token_id", "pad_token_id"):
             if getattr(text_config, name, None) is None:
                 setattr(text_config, name, getattr(tokenizer, name))
+        ends = (
+            [] if text_config.eos_token_id is None else torch.as_tensor(text_config.eos_token_id).reshape(-1).tolist()
+        )
+        others = [i for i in ends if i != tokenizer.eos_token_id]
+        # The first end id is the one that training puts behind an answer.
+        text_config.eos_token_id = [tokenizer.eos_token_id, *others] if others else tokenizer.eos_token_id
         config = DualSpeechConfig(
             **{
                 "text_config": text_config,
@@ -217,6 +223,9 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             ValueError: on inputs that do not fit together (see the messages).
         """
         wants_acoustic = acoustic_labels is not None
+        if wants_acoustic and self.config.acoustic_config is None and (acoustic_labels == -100).all():
+            wants_acoustic = False  # batches for all models have the same entries
+        wants_states = kwargs.get("output_hidden_states")
         if wants_acoustic:
             self._check_acoustic_inputs(acoustic_labels, speaker_embeds)
             kwargs["output_hidden_states"] = kwargs.get("output_hidden_states") or -1  # by default the last layer only
@@ -235,7 +244,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         result = DualSpeechOutput(
             logits=outputs.logits,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if wants_states or not wants_acoustic else None,
             attentions=outputs.attentions,
         )
         parts = []

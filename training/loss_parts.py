@@ -22,6 +22,11 @@ class LossPartsMixin:
         # (training?) -> name -> [sum, weight]
         self._loss_parts = {True: defaultdict(lambda: [0.0, 0]), False: defaultdict(lambda: [0.0, 0])}
         super().__init__(*args, **kwargs)
+        if self.label_smoother is not None:
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.args.label_smoothing_factor}; only 0 is accepted: the Trainer would "
+                "replace all parts of the loss by a cross-entropy of `logits` and `labels`"
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

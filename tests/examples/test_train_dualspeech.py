@@ -85,3 +85,8 @@ def test_mixture_weights(script):
 def test_scripts_stay_short():
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 250, path.name
+
+
+def test_label_smoothing_is_refused(script, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        script.main(arguments(tmp_path, label_smoothing_factor=0.1, tiny_rows=8))

@@ -348,3 +348,28 @@ def test_composing_leaves_the_config_of_a_running_model_alone():
     text_model = AutoModelForCausalLM.from_config(tiny_config("llama").text_config, attn_implementation="eager")
     tiny_config("llama", text_config=text_model.config)
     assert text_model.config._attn_implementation == "eager"
+
+
+def test_the_end_of_training_comes_first_among_several_end_ids():
+    from dualspeech.processing.tokenization_dualspeech import extend_tokenizer
+    from tests.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    extend_tokenizer(tokenizer, 13)
+    config = copy.deepcopy(tiny_config("llama").text_config)
+    config.vocab_size, config.eos_token_id = len(tokenizer), [9, tokenizer.eos_token_id, 7]
+    model = DualSpeechForConditionalGeneration.from_text_model(
+        AutoModelForCausalLM.from_config(config),
+        tokenizer,
+        semantic_codebook_size=13,
+        acoustic_config=tiny_config().acoustic_config,
+    )
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, 9, 7]
+
+
+def test_baselines_accept_batches_with_empty_acoustic_labels():
+    """What the Trainer evaluates has the entries that `forward` names, for every model."""
+    model = tiny_model("llama", acoustic_config=None)
+    batch = training_batch(tiny_config())
+    batch["acoustic_labels"] = torch.full((4, 1), -100)
+    assert model(**batch).acoustic_loss is None

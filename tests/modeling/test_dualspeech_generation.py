@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 from dualspeech.modeling.generation_dualspeech import OFFICIAL_SETTINGS, official_generation_config
 from dualspeech.modeling.modeling_dualspeech import DualSpeechForConditionalGeneration
 from tests.fixture_checks import load
-from tests.modeling.dualspeech_cases import BACKBONES, fixture_model, prompt_batch, tiny_model
+from tests.modeling.dualspeech_cases import BACKBONES, fixture_model, prompt_batch, tiny_model, training_batch
 
 GREEDY = {"do_sample": False, "num_beams": 1, "acoustic": {"do_sample": False}}
 START, END, OFFSET, CODES = 40, 41, 42, 13
@@ -158,7 +158,7 @@ def test_lengths_and_reasons():
         forced.language_model.lm_head.weight[OFFSET] = 5 * forced.language_model.lm_head.weight[OFFSET]
     output = forced.generate(**batch, speaker_embeds=speakers(batch), **GREEDY, max_new_tokens=9)
     speech, text = rows(output)
-    assert len(speech[1]) == 7 and len(speech[0]) == 10 and speech[3] == "length"
+    assert len(speech[1]) == 6 and len(speech[0]) == 9 and speech[3] == "length"
     assert len(text[0]) == 9 and text[3] == "length"
     scaled = {
         "speech": {"codes_per_prompt_token": 2.0, "extra_codes": 1},
@@ -374,7 +374,15 @@ def test_parity_and_default_conditions_differ_by_one_state():
         ({"task_type_ids": torch.tensor([1, 2])}, "one number per row"),
         ({"generation_mode": "speech"}, "'text' and 'audio'"),
         ({"generation_mode": "text"}, "contradicts"),
-        ({"max_new_tokens": 2}, "at least 3"),
+        ({"max_new_tokens": 3}, "at least 4"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "input_ids"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0]])}, "left"),
+        ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, "left"),
+        ({"attention_mask": torch.zeros(1, 4)}, "whole row"),
+        ({"speech": {"max_codez": 3}}, "max_codez"),
+        ({"text": {"tokens": 3}}, "tokens"),
+        ({"acoustic": {"max_codez": 3}}, "max_codez"),
+        ({"prompt_lookup_num_tokens": 3}, "text rows"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "input_ids"),
         ({"input_ids": torch.ones(1, 130, dtype=torch.long), "attention_mask": torch.ones(1, 130)}, "no room"),
         ({"frames": 3}, "frames"),
@@ -385,3 +393,105 @@ def test_bad_requests(change, message):
     batch = prompt_batch(("tts",), (4,))
     with pytest.raises(ValueError, match=message):
         model.generate(**{**batch, "speaker_embeds": speakers(batch), **change})
+
+
+def forbid(*ids):
+    def processor(input_ids, scores):
+        scores = scores.clone()
+        scores[:, list(ids)] = -torch.inf
+        return scores
+
+    return [processor]
+
+
+def test_rows_with_nothing_left_to_choose_end():
+    """Other processors may rule out every id; what comes out is still well-formed."""
+    model = tiny_model("llama")
+    batch = prompt_batch(("tts", "asr"), (4, 5))
+    codes = range(OFFSET, OFFSET + CODES)
+    for settings in (GREEDY, {"num_beams": 1}):
+        output = model.generate(
+            **batch,
+            speaker_embeds=speakers(batch),
+            **settings,
+            max_new_tokens=8,
+            logits_processor=forbid(*range(START), *codes, *range(OFFSET + CODES, 57)),
+        )
+        assert output.generated_ids[0, :3].tolist() == [START, END, 2] and output.semantic_lengths.tolist() == [0, 0]
+        assert output.acoustic_lengths.tolist() == [0, 0]
+    repeated = model.generate(
+        **batch, speaker_embeds=speakers(batch), **GREEDY, max_new_tokens=20, no_repeat_ngram_size=1
+    )
+    found = repeated.semantic_codes[0, : repeated.semantic_lengths[0]].tolist()
+    assert len(found) == len(set(found)) and set(found) <= set(range(CODES))
+
+
+def test_text_does_not_pad_itself():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.language_model.lm_head.weight[0] = 9 * model.language_model.lm_head.weight[5]
+    batch = prompt_batch(("asr", "ser", "sqa"), (4, 5, 6))
+    output = model.generate(**batch, **GREEDY, max_new_tokens=7)
+    assert "cancelled" not in output.finish_reason
+    assert not (output.generated_ids[:, :1] == 0).any()
+
+
+@pytest.mark.parametrize("tokens", [4, 5, 9])
+def test_max_new_tokens_is_a_bound_on_the_ids(tokens):
+    model = tiny_model("llama")
+    batch = prompt_batch(("tts", "asr"), (4, 6))
+    with torch.no_grad():
+        model.language_model.lm_head.weight[[2, END]] = 0
+    for limit in ({"max_new_tokens": tokens}, {"max_length": 6 + tokens}):
+        output = model.generate(**batch, speaker_embeds=speakers(batch), **GREEDY, **limit)
+        assert output.generated_lengths.tolist() == [tokens, tokens]
+
+
+def test_min_new_tokens_counts_in_speech_too():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.language_model.lm_head.weight[END] = 9 * model.language_model.lm_head.weight[OFFSET]
+    batch = prompt_batch(("tts",), (4,))
+    output = model.generate(**batch, speaker_embeds=speakers(batch), **GREEDY, min_new_tokens=8, max_new_tokens=12)
+    assert 8 <= output.generated_lengths[0] <= 12
+
+
+def test_padding_is_found_without_an_attention_mask():
+    model = tiny_model("llama")
+    batch = prompt_batch(("tts", "asr", "vc"))
+    settings = {**GREEDY, "max_new_tokens": 9, "speaker_embeds": speakers(batch)}
+    expected = rows(model.generate(**batch, **settings))
+    del batch["attention_mask"]
+    assert rows(model.generate(**batch, **settings)) == expected
+
+
+def test_settings_of_the_model_fill_a_given_config():
+    model = tiny_model("llama")
+    batch = prompt_batch(("tts",), (4,))
+    model.generation_config.max_new_tokens = 6
+    output = model.generate(
+        **batch, speaker_embeds=speakers(batch), generation_config=GenerationConfig(do_sample=False)
+    )
+    assert output.generated_lengths[0] <= 6
+    model.generation_config.num_beams = 3
+    with pytest.raises(ValueError, match="num_beams"):
+        model.generate(**batch, speaker_embeds=speakers(batch), generation_config=GenerationConfig(do_sample=False))
+
+
+@pytest.mark.parametrize("books", [2, 4])
+def test_acoustic_caps_fit_the_table_with_several_codebooks(books):
+    model = tiny_model("llama", acoustic={"num_codebooks": books, "max_target_positions": 9})
+    batch = prompt_batch(("tts",), (4,))
+    output = model.generate(**batch, speaker_embeds=speakers(batch), **GREEDY, max_new_tokens=20)
+    assert 1 <= output.acoustic_lengths[0] <= 10 - books
+
+
+def test_hidden_states_and_scores_come_when_asked_for():
+    model = tiny_model("llama")
+    batch = prompt_batch(("tts",), (4,))
+    settings = {**GREEDY, "max_new_tokens": 8, "speaker_embeds": speakers(batch)}
+    plain = model.generate(**batch, **settings)
+    asked = model.generate(**batch, **settings, output_hidden_states=True, output_scores=True)
+    assert plain.hidden_states is None and len(asked.hidden_states[0]) == 3 and len(asked.scores) > 0
+    assert rows(plain) == rows(asked)
+    assert model(**training_batch(model.config)).hidden_states is None
