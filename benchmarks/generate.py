@@ -12,7 +12,7 @@ import argparse
 import time
 
 import torch
-from machine import describe_machine
+from machine import describe
 
 from dualspeech import DualSpeechConfig, DualSpeechForConditionalGeneration
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=50, help="speech codes per row (25 a second)")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many runs of the cached path counts")
     options = parser.parse_args()
-    print(describe_machine())
+    print(describe())
     model = build(options)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {options.codes} speech codes per row")
     print(f"{'batch':>5} {'ours s':>8} {'released s':>11} {'ratio':>6} {'s per s of speech':>18} {'equal codes':>11}")
