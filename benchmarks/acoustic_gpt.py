@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--repeats", type=int, default=3, help="the best of that many cached runs counts")
     parser.add_argument("--recompute-steps", type=int, default=20)
     parser.add_argument("--full-recompute", action="store_true", help="time every recomputed step")
+    parser.add_argument("--variants", action="store_true", help="also other caches, and without oneDNN")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -77,14 +78,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     seconds = cached()
     reading = min(reading, read_seconds(step_bytes))
     floor = reading * options.codes
-    variants = {
-        "dynamic cache": cached(cache_implementation="dynamic"),
-        "static cache": cached(cache_implementation="static"),
-    }
-    if onednn_linear.ONEDNN:
-        onednn_linear.ONEDNN = False
-        variants["without oneDNN"] = cached()
-        onednn_linear.ONEDNN = True
+    variants = {}
+    if options.variants:
+        variants["dynamic cache"] = cached(cache_implementation="dynamic")
+        variants["static cache"] = cached(cache_implementation="static")
+        if onednn_linear.ONEDNN:
+            onednn_linear.ONEDNN = False
+            variants["without oneDNN"] = cached()
+            onednn_linear.ONEDNN = True
     samples = options.codes if options.full_recompute else min(options.recompute_steps, options.codes)
     recompute = recompute_seconds(model, condition, options.codes, samples)
 

@@ -119,6 +119,7 @@ class AcousticGenerationMixin(GenerationMixin):
         limits = self._frame_limits(max_lengths, generation_config.max_new_tokens, batch).to(device)
         books = config.num_codebooks
         steps = int(limits.max()) + books - 1
+        generation_config.max_length = steps + 1  # for processors that look at it; the start id counts
         if condition_mask is not None:
             visible = condition_mask.to(torch.bool)
             if not bool(visible.any(dim=1).all()):

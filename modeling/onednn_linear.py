@@ -12,7 +12,7 @@ class OneDnnLinear(nn.Linear):
 
     Decoding multiplies every weight matrix by one row per sequence. The BLAS behind `nn.Linear` does that for one row
     in a single thread, and for a few rows it takes twice as long as for one; oneDNN reads the matrix once, on all
-    threads. `benchmarks/acoustic_gpt.py` prints what it gains. Results differ by fp32 rounding only.
+    threads. `benchmarks/acoustic_gpt.py --variants` prints what it gains. Results differ by fp32 rounding only.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
