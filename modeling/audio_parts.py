@@ -105,10 +105,22 @@ def check_waveforms(name: str, waveforms: Tensor, num_samples=None) -> tuple[Ten
             f"each row of `{name}` {tuple(waveforms.shape)} must have 1 to {samples} samples, "
             f"got {num_samples.tolist()}"
         )
-    behind = ~length_mask(num_samples, samples)
-    if not bool(waveforms.isfinite().logical_or(behind).all()):
-        raise ValueError(f"`{name}` holds NaN or infinite samples")
-    return waveforms.masked_fill(behind, 0), num_samples
+    mask = length_mask(num_samples, samples)
+    check_finite(name, waveforms, mask)
+    return waveforms.masked_fill(~mask, 0), num_samples
+
+
+def check_finite(name: str, values: Tensor, mask: Tensor | None = None) -> None:
+    """Raise a `ValueError` that names the rows of `values [B, ...]` with NaN or infinite numbers where `mask` is on.
+
+    Nothing is looked at on the meta device and while a graph is compiled.
+    """
+    if values.device.type == "meta" or torch.compiler.is_compiling():
+        return
+    finite = values.isfinite() if mask is None else values.isfinite() | ~mask
+    rows = (~finite.flatten(1).all(dim=1)).nonzero()[:, 0].tolist()
+    if rows:
+        raise ValueError(f"`{name}` holds NaN or infinite values in rows {rows}")
 
 
 def check_at_least(name: str, num_samples: Tensor, minimum: int) -> None:
@@ -177,6 +189,7 @@ __all__ = [
     "SemanticTokenizer",
     "SpeakerEncoder",
     "check_at_least",
+    "check_finite",
     "check_waveforms",
     "evaluating",
     "length_mask",

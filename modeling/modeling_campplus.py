@@ -9,6 +9,7 @@ from transformers.modeling_outputs import XVectorOutput
 from transformers.utils import can_return_tuple
 
 from ..configuration.configuration_campplus import CamPPlusConfig
+from .audio_parts import check_finite
 
 MIN_POOLED_FRAMES = 2  # fewer have no standard deviation
 
@@ -244,16 +245,19 @@ class CamPPlusModel(PreTrainedModel):
         Args:
             input_features (`torch.Tensor`): `[B, F, num_mel_bins]`, Kaldi filter banks every 10 ms minus their mean
                 over the utterance ([`KaldiFbankFeatureExtractor`]).
-            attention_mask (`torch.Tensor`, *optional*): `[B, F]`, 1 on the frames of the row, 0 on the padding behind them.
+            attention_mask (`torch.Tensor`, *optional*): `[B, F]`, 1 on the frames of the row, 0 on the padding behind them,
+                which may be anything.
 
         Returns:
             `XVectorOutput`: `embeddings [B, embedding_size]`, not normalised.
 
         Raises:
-            ValueError: features of another shape, padding that is not on the right, rows of fewer than 3 frames.
+            ValueError: features of another shape, NaN or infinite ones, padding that is not on the right, rows of fewer
+                than 3 frames.
         """
         mask = self._frame_mask(input_features, attention_mask)
-        features = input_features.to(self.dtype).transpose(1, 2)
+        check_finite("input_features", input_features, mask[..., None])
+        features = input_features.masked_fill(~mask[..., None], 0).to(self.dtype).transpose(1, 2)
         mask = mask.to(features.dtype).unsqueeze(1)
         return XVectorOutput(embeddings=self.xvector(self.head(features, mask), mask))
 

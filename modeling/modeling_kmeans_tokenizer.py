@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_dual_tokenizer import KMeansTokenizerConfig
 from .audio_parts import (
@@ -19,13 +20,14 @@ from .audio_parts import (
     rows_by_length,
     samples_for_frames,
 )
+from .vector_quantization import keeping_float32
 
 
 class KMeansTokenizerModel(PreTrainedModel):
     """Speech encoder + k-means: each frame becomes the index of the nearest centroid (the lowest one of equals).
 
-    `centroids [codebook_size, hidden size]` is a buffer in float32; `training/fit_kmeans.py` fills it. Satisfies
-    `SemanticTokenizer`.
+    `centroids [codebook_size, hidden size]` is a buffer that stays in float32 when the model is loaded in, or cast to, a
+    half type; `training/fit_kmeans.py` fills it. Satisfies `SemanticTokenizer`.
 
     Args:
         config (`KMeansTokenizerConfig`): the configuration.
@@ -57,7 +59,8 @@ class KMeansTokenizerModel(PreTrainedModel):
             encoder = AutoModel.from_config(config.encoder_config)
         self.encoder = encoder
         config.encoder_config = encoder.config  # one object
-        self.register_buffer("centroids", torch.empty(config.codebook_size, config.encoder_config.hidden_size))
+        shape = (config.codebook_size, config.encoder_config.hidden_size)
+        self.register_buffer("centroids", torch.empty(shape, dtype=torch.float32))
         self.post_init()
 
     @classmethod
@@ -70,6 +73,12 @@ class KMeansTokenizerModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, KMeansTokenizerModel):
             init.normal_(module.centroids, std=self.config.initializer_range)
+
+    def _apply(self, fn, recurse=True):
+        centroids = self.centroids
+        super()._apply(fn, recurse)
+        self.centroids = keeping_float32(fn)(centroids)
+        return self
 
     @property
     def codebook_size(self) -> int:
@@ -129,9 +138,10 @@ class KMeansTokenizerModel(PreTrainedModel):
 
     def quantize(self, features: Tensor) -> Tensor:
         """Index of the nearest centroid: `[..., hidden size]` -> `[...]` long. Distances are computed in float32."""
-        centroids = self.centroids.float()
-        # |x|^2 is the same for all centroids of a frame
-        distances = centroids.square().sum(1) - 2 * features.float() @ centroids.T
+        with maybe_autocast(features.device.type, enabled=False):
+            centroids = self.centroids.float()
+            # |x|^2 is the same for all centroids of a frame
+            distances = centroids.square().sum(1) - 2 * features.float() @ centroids.T
         return distances.argmin(-1)
 
     def encode_waveform(self, waveforms: Tensor, num_samples: Tensor | None = None) -> AudioCodes:

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_us_tokenizer import UsTokenizerConfig, whisper_encoder_config
 from .audio_features import log_mel_spectrogram
+from .audio_parts import check_finite, evaluating, length_mask
 from .us_tokenizer_codec import UsTokenizerCodecDecoder, UsTokenizerCodecEncoder
 from .vector_quantization import EmaVectorQuantizer
 
@@ -106,8 +107,8 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
     - Codes that are no longer used are restarted (`dead_code_threshold`).
     - When the speech encoder is trained, it gets no gradient as the target of the reconstruction.
 
-    Precision: the quantiser stays in fp32 when the model is loaded in bf16, and distances are computed in fp32 under
-    autocast (computed in bf16, as in the released code on a GPU, 8 to 11 % of the codes of random vectors changed;
+    Precision: the quantiser stays in fp32 when the model is loaded in, or cast to, a half type, and distances are
+    computed in fp32 under autocast, which `encode` switches off altogether (computed in bf16, as in the released code on a GPU, 8 to 11 % of the codes of random vectors changed;
     with fp32 distances of bf16 vectors 0.5 to 1 %). Extract the codes of a data set in fp32: a tiny random model
     changed 1 % of its codes in bf16.
 
@@ -179,14 +180,13 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
             self.encoder.eval()
         return self
 
-    @torch.no_grad()
     def encode(
         self,
         input_features: torch.Tensor,
         num_samples: torch.LongTensor | None = None,
         output_vectors: bool = False,
     ) -> UsTokenizerEncoderOutput:
-        """The codes of a batch of utterances. Changes no state, in training mode either.
+        """The codes of a batch of utterances, in evaluation mode and without autocast. Changes no state.
 
         Args:
             input_features (`torch.Tensor`): log-mel `[B, num_mel_bins, 3000]` of 30 s, as `WhisperFeatureExtractor`
@@ -198,13 +198,9 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
         Raises:
             ValueError: features of another shape, or NaN or infinite; a length outside `min_seconds`, `max_seconds`.
         """
-        was_training = self.encoder.training
-        self.encoder.eval()  # no dropout
-        try:
+        with evaluating(self):
             speech = self._analyse(input_features, num_samples)
-        finally:
-            self.encoder.train(was_training)
-        codes = self.quantizer(speech.vectors).codes.masked_fill(~speech.codes_mask, 0)
+            codes = self.quantizer.encode(speech.vectors).masked_fill(~speech.codes_mask, 0)
         vectors = speech.vectors * speech.codes_mask[..., None] if output_vectors else None
         return UsTokenizerEncoderOutput(codes=codes, codes_mask=speech.codes_mask, vectors=vectors)
 
@@ -216,15 +212,16 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
         Raises:
             ValueError: as `encode`, and for waveforms of another shape or dtype.
         """
-        if waveforms.dim() != 2 or not waveforms.is_floating_point():
+        if waveforms.dim() != 2 or not len(waveforms) or not waveforms.is_floating_point():
             raise ValueError(
-                f"waveforms: expected floating point [B, S], got {waveforms.dtype} {tuple(waveforms.shape)}."
+                f"waveforms: expected floating point [B, S] with a row at least, got {waveforms.dtype} "
+                f"{tuple(waveforms.shape)}."
             )
         length = waveforms.shape[1]
         num_samples = self._check_num_samples(length if num_samples is None else num_samples, waveforms, length)
         behind = torch.arange(length, device=waveforms.device) >= num_samples[:, None]
         waveforms = waveforms.masked_fill(behind, 0.0)[:, : self.config.max_samples]
-        _check_finite("waveforms", waveforms)
+        check_finite("waveforms", waveforms)
         features = log_mel_spectrogram(waveforms, self.config.encoder_config.num_mel_bins, self._num_mel_frames)
         return self.encode(features, num_samples, output_vectors)
 
@@ -237,8 +234,10 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
                 a row with n codes are 0 from frame 2 n - 1.
 
         Raises:
-            ValueError: a valid code outside the codebook.
+            ValueError: codes of another shape, none, no integers, or a valid one outside the codebook.
         """
+        if codes.dim() != 2 or not codes.numel():
+            raise ValueError(f"codes: expected [B, T] with a code at least, got {tuple(codes.shape)}.")
         if codes_mask is None:
             codes_mask = torch.ones_like(codes, dtype=torch.bool)
         vectors = self.quantizer.decode(codes.masked_fill(~codes_mask.bool(), 0))
@@ -280,11 +279,12 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
 
     def _analyse(self, input_features, num_samples, **kwargs) -> _Speech:
         expected = (self.config.encoder_config.num_mel_bins, self._num_mel_frames)
-        if input_features.dim() != 3 or tuple(input_features.shape[1:]) != expected:
+        if input_features.dim() != 3 or not len(input_features) or tuple(input_features.shape[1:]) != expected:
             raise ValueError(
-                f"input_features: expected [B, {expected[0]}, {expected[1]}], got {tuple(input_features.shape)}."
+                f"input_features: expected [B, {expected[0]}, {expected[1]}] with a row at least, "
+                f"got {tuple(input_features.shape)}."
             )
-        _check_finite("input_features", input_features)
+        check_finite("input_features", input_features)
         encoder_output = self.encoder(input_features.to(self.encoder.conv1.weight.dtype), **kwargs)
         features = encoder_output.last_hidden_state
         if num_samples is None:
@@ -295,21 +295,21 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
         if not self.config.mask_padding:
             frames = torch.full_like(frames, longest)
         features = features[:, :longest]
-        frame_mask = _length_mask(frames, longest)
-        codes_mask = _length_mask(-(-frames // self.config.downsample), -(-longest // self.config.downsample))
+        frame_mask = length_mask(frames, longest)
+        codes_mask = length_mask(-(-frames // self.config.downsample), -(-longest // self.config.downsample))
         vectors = self.codec_encoder(features.transpose(1, 2), frame_mask[:, None], codes_mask[:, None])
         return _Speech(features, frames, vectors.transpose(1, 2), codes_mask, encoder_output)
 
     def _synthesise(self, vectors: torch.Tensor, codes_mask: torch.BoolTensor) -> torch.Tensor:
         features = self.codec_decoder(vectors.transpose(1, 2), codes_mask[:, None]).transpose(1, 2)
         frames = self.config.downsample * (codes_mask.sum(dim=1) - 1) + 1
-        return features * _length_mask(frames, features.shape[1])[..., None]
+        return features * length_mask(frames, features.shape[1])[..., None]
 
     def _reconstruction_loss(self, reconstruction: torch.Tensor, speech: _Speech) -> torch.Tensor:
         """Mean squared error over the frames that both sides of a row have (equation 1)."""
         length = min(reconstruction.shape[1], speech.features.shape[1])
         available = self.config.downsample * (speech.codes_mask.sum(dim=1) - 1) + 1
-        mask = _length_mask(torch.minimum(speech.frames, available), length)
+        mask = length_mask(torch.minimum(speech.frames, available), length)
         error = reconstruction[:, :length].float() - speech.features[:, :length].detach().float()
         return (error.pow(2).mean(dim=-1) * mask).sum() / mask.sum()
 
@@ -331,18 +331,6 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
         if limit is not None and high > limit:
             raise ValueError(f"num_samples: {high} is more than the {limit} samples of the waveforms.")
         return num_samples
-
-
-def _length_mask(lengths: torch.LongTensor, size: int) -> torch.BoolTensor:
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-def _check_finite(name: str, values: torch.Tensor) -> None:
-    if values.device.type == "meta" or torch.compiler.is_compiling():
-        return
-    finite = values.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        raise ValueError(f"{name}: NaN or infinite values in rows {(~finite).nonzero().flatten().tolist()}.")
 
 
 __all__ = [

@@ -16,7 +16,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.configuration_wavtokenizer import WavTokenizerConfig
-from .vector_quantization import EmaVectorQuantizer
+from .audio_parts import check_finite, length_mask
+from .vector_quantization import EmaVectorQuantizer, keeping_float32
 
 MAX_LOG_MAGNITUDE = math.log(1e2)  # of the decoded spectrum
 MAX_SAMPLES = 2**24  # EnCodec's padding arithmetic is single precision
@@ -277,12 +278,7 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
         self.post_init()
 
     def _apply(self, fn, recurse=True):
-        def keep_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            halved = applied.is_floating_point() and applied.element_size() < 4
-            return tensor.to(applied.device) if halved and tensor.element_size() >= 4 else applied
-
-        return super()._apply(keep_float32, recurse)
+        return super()._apply(keeping_float32(fn), recurse)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -323,11 +319,12 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
 
         Args:
             input_values (`torch.Tensor`): `[B, 1, S]`, mono at `config.sampling_rate`, samples in [-1, 1].
-            padding_mask (`torch.Tensor`, *optional*): `[B, S]` or `[B, 1, S]`, 1 on samples, 0 on padding behind them.
+            padding_mask (`torch.Tensor`, *optional*): `[B, S]` or `[B, 1, S]`, 1 on samples, 0 on padding behind them,
+                which may be anything.
 
         Raises:
-            ValueError: another shape, integer samples, a row without samples or of more than 2^24 samples, a mask that
-                is not right-padded.
+            ValueError: another shape, integer, NaN or infinite samples, a row without samples or of more than 2^24
+                samples, a mask that is not right-padded.
         """
         vectors, mask = self._encode_vectors(input_values, padding_mask)
         codes = self.quantizer.encode(vectors).masked_fill(~mask, 0)
@@ -407,6 +404,7 @@ class WavTokenizerModel(PreTrainedAudioTokenizerBase):
                 f"input_values: each row must have 1 to {MAX_SAMPLES} samples, got rows of {shortest} to {longest}"
             )
         input_values = input_values.to(self.device, self.dtype)
+        check_finite("input_values", input_values, length_mask(num_samples.to(self.device), samples)[:, None])
         num_codes = -(-num_samples.to(self.device) // self.config.hop_length)
         mask = torch.arange(-(-longest // self.config.hop_length), device=self.device) < num_codes[:, None]
         vectors = input_values.new_zeros(*mask.shape, self.config.hidden_size)

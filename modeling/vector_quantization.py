@@ -1,5 +1,6 @@
 """One-codebook vector quantiser whose codebook follows the data by exponential moving averages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,8 @@ class EmaVectorQuantizer(nn.Module):
     - A fresh codebook starts with count 1 per code instead of 0, which throws each unused code 1e5 times too far
       at the first update. For the released start set `cluster_size` to 0.
 
-    Distances are computed in fp32, under autocast too; statistics are kept in the dtype of the buffers.
+    Distances are computed in fp32, under autocast too. The buffers stay in fp32 when the module is cast to a half type:
+    rounded vectors are other codes.
 
     Args:
         decay: d above.
@@ -71,11 +73,15 @@ class EmaVectorQuantizer(nn.Module):
         self.kmeans_init = kmeans_init
         self.kmeans_iterations = kmeans_iterations
         self.dead_code_threshold = dead_code_threshold
-        self.register_buffer("embed", torch.empty(codebook_size, dim))
-        self.register_buffer("embed_avg", torch.empty(codebook_size, dim))
-        self.register_buffer("cluster_size", torch.empty(codebook_size))
+        # said, since a half type is the default while a checkpoint is loaded in one
+        self.register_buffer("embed", torch.empty(codebook_size, dim, dtype=torch.float32))
+        self.register_buffer("embed_avg", torch.empty(codebook_size, dim, dtype=torch.float32))
+        self.register_buffer("cluster_size", torch.empty(codebook_size, dtype=torch.float32))
         self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
         self.init_buffers()
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(keeping_float32(fn), recurse)
 
     def init_buffers(self) -> None:
         """Fresh buffers; call it from `_init_weights` (tensors that a checkpoint filled are left alone)."""
@@ -93,24 +99,32 @@ class EmaVectorQuantizer(nn.Module):
         """Codebook vectors `[..., D]` of `codes [...]`.
 
         Raises:
-            ValueError: a code outside 0 ... codebook_size - 1.
+            ValueError: codes that are no integers, or a code outside 0 ... codebook_size - 1.
         """
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise ValueError(f"codes: must be integers, got {codes.dtype}.")
         if codes.numel() and codes.device.type != "meta":
             low, high = codes.min().item(), codes.max().item()
             if low < 0 or high >= self.codebook_size:
                 raise ValueError(
                     f"codes: must be between 0 and {self.codebook_size - 1}, got values from {low} to {high}."
                 )
-        return F.embedding(codes.to(self.embed.device), self.embed)
+        return F.embedding(codes.to(self.embed.device, torch.long), self.embed)
 
     def forward(
         self, x: torch.Tensor, mask: torch.Tensor | None = None, update_codebook: bool = False
     ) -> VectorQuantizerOutput:
-        """Quantise `x [B, T, D]`; vectors where `mask [B, T]` is off count in no loss and in no statistic."""
+        """Quantise `x [B, T, D]`; vectors where `mask [B, T]` is off count in no loss and in no statistic.
+
+        Raises:
+            ValueError: an update from NaN or infinite vectors, on every rank if one has them; nothing is changed.
+        """
         flat = x.reshape(-1, self.dim)
         weights = flat.new_ones(len(flat), dtype=torch.float32) if mask is None else mask.reshape(-1).float()
-        if update_codebook and self.kmeans_init and not self.initialized:
-            self._init_from(flat.detach(), weights)
+        if update_codebook:
+            _check_update(flat, weights)
+            if self.kmeans_init and not self.initialized:
+                self._init_from(flat.detach(), weights)
         codes = self._nearest(flat)
         quantized = F.embedding(codes, self.embed)
 
@@ -190,8 +204,30 @@ class EmaVectorQuantizer(nn.Module):
         return f"{self.codebook_size}, {self.dim}, decay={self.decay}, dead_code_threshold={self.dead_code_threshold}"
 
 
+def keeping_float32(fn: Callable) -> Callable:
+    """`fn` of `Module._apply` (behind `.to()`, `.half()`, `.cuda()`), but what has 32 bits or more keeps them."""
+
+    def applied(tensor: torch.Tensor) -> torch.Tensor:
+        result = fn(tensor)
+        halved = result.is_floating_point() and result.element_size() < 4 <= tensor.element_size()
+        return tensor.to(result.device) if halved else result
+
+    return applied
+
+
+def _check_update(flat: torch.Tensor, weights: torch.Tensor) -> None:
+    """One such vector would make NaN of its code, and then of all codes, for good."""
+    if flat.device.type == "meta":
+        return
+    broken = (~flat.detach().isfinite().all(dim=-1) & (weights > 0)).any().float()
+    if _distributed():
+        dist.all_reduce(broken)  # no rank may wait for one that has stopped
+    if bool(broken):
+        raise ValueError("x: NaN or infinite vectors; the codebook is not updated from them.")
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-__all__ = ["EmaVectorQuantizer", "VectorQuantizerOutput"]
+__all__ = ["EmaVectorQuantizer", "VectorQuantizerOutput", "keeping_float32"]

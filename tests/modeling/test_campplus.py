@@ -126,6 +126,14 @@ def test_silent_channels_have_finite_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_anything_may_stand_behind_the_mask():
+    features, mask = torch.randn(2, 9, 20), torch.ones(2, 9)
+    mask[1, 5:] = 0
+    features[1, 5:] = torch.nan
+    model = tiny_model()
+    assert torch.equal(model(features, mask).embeddings, model(features.nan_to_num(), mask).embeddings)
+
+
 @pytest.mark.parametrize(
     ("features", "mask", "message"),
     [
@@ -135,6 +143,8 @@ def test_silent_channels_have_finite_gradients():
         (torch.zeros(2, 5, 20), torch.tensor([[1] * 5, [1, 1, 0, 0, 0]]), "at least 3 frames, the shortest has 2"),
         (torch.zeros(1, 5, 20), torch.tensor([[0, 1, 1, 1, 1]]), "attention_mask must be 1 on the first"),
         (torch.zeros(1, 5, 20), torch.ones(1, 4), r"attention_mask must be \(1, 5\)"),
+        (torch.full((1, 5, 20), torch.nan), None, r"`input_features` holds NaN or infinite values in rows \[0\]"),
+        (torch.full((1, 5, 20), torch.inf), torch.ones(1, 5), "`input_features` holds NaN or infinite"),
     ],
 )
 def test_refused_inputs(features, mask, message):

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from torch import nn
 from transformers import AutoConfig, AutoModel, MimiConfig, Wav2Vec2FeatureExtractor
 
 from dualspeech import KMeansTokenizerConfig, KMeansTokenizerModel
@@ -120,6 +121,18 @@ def test_lower_precision_keeps_the_centroids(tmp_path):
     codes = loaded.encode_waveform(values, lengths)
     expected = model.encode_waveform(values, lengths)
     assert (codes.codes == expected.codes)[expected.codes_mask].float().mean() > 0.8
+    for cast in (model.bfloat16, nn.ModuleList([model]).half):
+        cast()
+        assert torch.equal(model.centroids, loaded.centroids) and model.encoder.dtype != torch.float32
+    assert AutoModel.from_config(model.config, dtype=torch.bfloat16).centroids.dtype == torch.float32
+    assert model.double().centroids.dtype == torch.float64
+
+
+def test_distances_do_not_depend_on_autocast():
+    model, features = tokenizer(), torch.randn(500, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model.quantize(features)
+    assert torch.equal(inside, model.quantize(features))
 
 
 def test_new_centroids_are_drawn():

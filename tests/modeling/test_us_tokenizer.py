@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from dualspeech import UsTokenizerConfig, UsTokenizerModel
@@ -203,6 +204,10 @@ def test_encoding_never_changes_state(training):
     model.decode_features(codes)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.encoder.training == training
+    model.encoder.layers[0].train(not training)
+    flags = [module.training for module in model.modules()]
+    model.encode(features, num_samples)
+    assert [module.training for module in model.modules()] == flags
     model(features, num_samples)
     assert torch.equal(model.quantizer.embed, before["quantizer.embed"]) != training
 
@@ -309,14 +314,32 @@ def test_bf16_keeps_the_quantiser_in_fp32(tmp_path):
     assert torch.equal(half.encode(features, num_samples).codes, output.codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_keeps_the_codebook_in_fp32(dtype):
+    model = tiny_model()
+    before = {name: buffer.clone() for name, buffer in model.quantizer.named_buffers()}
+    nn.ModuleList([model]).to(dtype)  # also as a part of another model
+    assert model.encoder.conv1.weight.dtype == dtype
+    assert UsTokenizerModel._from_config(model.config, dtype=dtype).quantizer.embed.dtype == torch.float32
+    for name, buffer in model.quantizer.named_buffers():
+        assert buffer.dtype == before[name].dtype and torch.equal(buffer, before[name])
+    output = model(*tiny_batch(model.config, [9600, 16000]))
+    assert output.quantized.dtype == dtype and output.reconstruction.isfinite().all()
+
+
 def test_encoding_under_autocast_quantises_in_fp32():
     model = tiny_model()
     features, num_samples = tiny_batch(model.config, [9600, 16000])
+    quantized = []
+    model.quantizer.register_forward_pre_hook(lambda module, inputs: quantized.append(inputs[0]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        encoded = model.encode(features, num_samples, output_vectors=True)
-    assert encoded.vectors.dtype == torch.bfloat16
-    nearest = torch.cdist(encoded.vectors.double(), model.quantizer.embed.double()[None]).argmin(dim=-1)
-    assert torch.equal(encoded.codes[encoded.codes_mask], nearest[encoded.codes_mask])
+        encoded = model.encode(features, num_samples)
+        output = model(features, num_samples)
+    assert torch.equal(encoded.codes, model.encode(features, num_samples).codes)
+    (vectors,) = quantized
+    assert vectors.dtype == torch.bfloat16
+    nearest = torch.cdist(vectors.double(), model.quantizer.embed.double()[None]).argmin(dim=-1)
+    assert torch.equal(output.codes[output.codes_mask], nearest[output.codes_mask])
 
 
 @pytest.mark.parametrize(
@@ -327,10 +350,11 @@ def test_encoding_under_autocast_quantises_in_fp32():
         ({"num_samples": [9600, 16001]}, "num_samples: 16001 samples"),
         ({"num_samples": [9600]}, "num_samples: expected 2 integers"),
         ({"num_samples": [0.5, 0.6]}, "num_samples: expected 2 integers"),
-        ({"shape": (2, 9, 100)}, r"input_features: expected \[B, 8, 100\], got \(2, 9, 100\)"),
+        ({"shape": (2, 9, 100)}, r"input_features: expected \[B, 8, 100\].*, got \(2, 9, 100\)"),
         ({"shape": (2, 8, 99)}, r"got \(2, 8, 99\)"),
         ({"shape": (8, 100)}, r"got \(8, 100\)"),
-        ({"value": float("nan")}, r"input_features: NaN or infinite values in rows \[1\]"),
+        ({"shape": (0, 8, 100), "num_samples": []}, r"with a row at least, got \(0, 8, 100\)"),
+        ({"value": float("nan")}, r"`input_features` holds NaN or infinite values in rows \[1\]"),
         ({"value": float("inf")}, "NaN or infinite"),
     ],
 )
@@ -339,7 +363,7 @@ def test_bad_inputs_are_refused(change, message, method):
     model = UsTokenizerModel(tiny_config()).eval()
     features, num_samples = tiny_batch(model.config, [9600, 16000])
     features = torch.zeros(change["shape"]) if "shape" in change else features
-    features[-1, -1] = change.get("value", 0.0)
+    features[-1:, -1] = change.get("value", 0.0)
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(features, torch.tensor(change.get("num_samples", num_samples.tolist())))
 
@@ -350,14 +374,21 @@ def test_bad_waveforms_and_codes_are_refused():
         model.encode_waveform(torch.zeros(4000))
     with pytest.raises(ValueError, match="waveforms: expected floating point"):
         model.encode_waveform(torch.zeros(1, 4000, dtype=torch.int16))
+    with pytest.raises(ValueError, match=r"with a row at least, got torch.float32 \(0, 4000\)"):
+        model.encode_waveform(torch.zeros(0, 4000))
     with pytest.raises(ValueError, match="16001 samples are outside"):
         model.encode_waveform(torch.zeros(1, 16001))
     with pytest.raises(ValueError, match="num_samples: 5000 is more than the 4000"):
         model.encode_waveform(torch.zeros(1, 4000), torch.tensor([5000]))
-    with pytest.raises(ValueError, match="waveforms: NaN"):
+    with pytest.raises(ValueError, match="`waveforms` holds NaN"):
         model.encode_waveform(torch.full((1, 4000), float("nan")))
     with pytest.raises(ValueError, match="codes: must be between 0 and 16"):
         model.decode_features(torch.tensor([[0, 17]]))
+    with pytest.raises(ValueError, match=r"codes: must be integers, got torch\.float32"):
+        model.decode_features(torch.tensor([[0.0, 1.0]]))
+    for codes in (torch.zeros(1, 0, dtype=torch.long), torch.zeros(3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"codes: expected \[B, T\] with a code at least"):
+            model.decode_features(codes)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,39 @@ def test_codes_outside_the_codebook_are_refused(codes):
         EmaVectorQuantizer(9, 4).decode(torch.tensor(codes))
 
 
+def test_codes_are_integers_of_any_width():
+    quantizer = EmaVectorQuantizer(9, 4)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(quantizer.decode(torch.tensor([3, 8], dtype=dtype)), quantizer.embed[[3, 8]])
+    for codes in (torch.tensor([0.0, 1.5]), torch.tensor([True])):
+        with pytest.raises(ValueError, match="codes: must be integers"):
+            quantizer.decode(codes)
+
+
+@pytest.mark.parametrize("kmeans_init", [False, True])
+def test_nothing_is_learned_from_vectors_that_are_not_finite(kmeans_init):
+    quantizer = EmaVectorQuantizer(7, 3, kmeans_init=kmeans_init)
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    for value in (float("nan"), float("inf")):
+        x = torch.randn(2, 5, 3)
+        x[1, 4, 0] = value
+        with pytest.raises(ValueError, match="NaN or infinite vectors; the codebook is not updated"):
+            quantizer(x, update_codebook=True)
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+
+
+def _refusing_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    x = torch.full((1, 2, 3), float("nan") if rank == 1 else 0.0)
+    with pytest.raises(ValueError, match="not updated"):
+        EmaVectorQuantizer(7, 3)(x, update_codebook=True)
+    dist.destroy_process_group()
+
+
+def test_all_ranks_refuse_the_vectors_of_one(tmp_path):
+    mp.start_processes(_refusing_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
+
+
 def _rank(rank, folder, options):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

@@ -236,6 +236,15 @@ def test_only_an_update_changes_the_codebook():
     assert not torch.equal(before["quantizer.embed"], model.quantizer.embed)
 
 
+def test_what_stands_behind_the_mask_reaches_neither_codes_nor_codebook():
+    model = tiny_model(kmeans_init=False)
+    waveforms, mask = padded([torch.randn(44), torch.randn(80)], fill=torch.nan)
+    expected = model.encode(waveforms.nan_to_num(), mask).audio_codes
+    assert torch.equal(model.encode(waveforms, mask).audio_codes, expected)
+    model.train()(waveforms, mask, update_codebook=True)
+    assert all(buffer.isfinite().all() for buffer in model.quantizer.buffers())
+
+
 def test_quantizer_settings():
     model = tiny_model(vq_decay=0.5, dead_code_threshold=1.5, kmeans_iterations=3, vq_eps=1e-3)
     quantizer = model.quantizer
@@ -287,6 +296,12 @@ def test_return_tuple_and_empty_rows():
         (torch.zeros(1).expand(1, 1, MAX_SAMPLES + 1), None, f"1 to {MAX_SAMPLES} samples"),
         (torch.zeros(1, 1, 3), torch.tensor([[0, 1, 1]]), "padding_mask must be 1 on the first positions"),
         (torch.zeros(1, 1, 3), torch.ones(1, 4), r"padding_mask must be \(1, 3\), got \(1, 4\)"),
+        (
+            torch.tensor([[[0.0, 0.0]], [[0.0, torch.nan]]]),
+            None,
+            r"`input_values` holds NaN or infinite .* rows \[1\]",
+        ),
+        (torch.tensor([[[-torch.inf, 0.0]]]), torch.tensor([[1, 0]]), "`input_values` holds NaN or infinite"),
     ],
 )
 def test_refused_waveforms(values, mask, message):
