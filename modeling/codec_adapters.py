@@ -120,7 +120,7 @@ class CodecAdapter:
     def _device(self) -> torch.device:
         weight = next(self.model.parameters())
         if weight.dtype != torch.float32:
-            raise ValueError(f"the codec must be in float32 (lower precision changes its codes), got {weight.dtype}")
+            raise ValueError(f"the codec must be in float32 (another precision changes its codes), got {weight.dtype}")
         return weight.device
 
     def _available_codebooks(self) -> int:

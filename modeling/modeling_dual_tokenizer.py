@@ -284,6 +284,8 @@ class DualTokenizerModel(PreTrainedModel):
                     f"{sorted(given) or 'no waveform'} given; this tokenizer computes {existing} "
                     f"from {sorted({sources[name] for name in existing})}"
                 )
+        if not outputs:
+            raise ValueError(f"`outputs` is empty; give some of {OUTPUTS}, or None for all that can be computed")
         for name in outputs:
             if name not in OUTPUTS:
                 raise ValueError(f"`outputs` may hold {OUTPUTS}, got {name!r}")

@@ -171,11 +171,13 @@ def test_codec_errors(codec):
         as_acoustic_codec(codec.model, 99)
 
 
-def test_lower_precision_is_refused():
-    codec = as_acoustic_codec(tiny.dac().bfloat16())
-    with pytest.raises(ValueError, match=r"float32.*bfloat16"):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_precision_is_refused(dtype):
+    codec = as_acoustic_codec(tiny.dac().to(dtype))
+    message = rf"must be in float32 \(another precision changes its codes\), got {dtype}"
+    with pytest.raises(ValueError, match=message):
         codec.encode(tiny.waveforms(800)[0])
-    with pytest.raises(ValueError, match=r"float32.*bfloat16"):
+    with pytest.raises(ValueError, match=message):
         codec.decode(torch.zeros(1, 3, 5, dtype=torch.long))
 
 

@@ -371,6 +371,9 @@ def test_encode_errors():
         model.encode(**given, outputs=["speaker_embeds"])
     with pytest.raises(ValueError, match="needs `codec_values`"):
         model.encode(input_values=torch.zeros(1, 800), outputs=["acoustic_codes"])
+    for nothing in ((), []):
+        with pytest.raises(ValueError, match="`outputs` is empty; give some of"):
+            model.encode(**given, outputs=nothing)
     with pytest.raises(ValueError, match="got 'codes'"):
         model.encode(**given, outputs=["codes"])
     with pytest.raises(ValueError, match="`codec_values` must be a float tensor"):
