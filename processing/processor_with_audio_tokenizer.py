@@ -21,6 +21,9 @@ _HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
 class AudioTokenizerReference:
     """A model, or the place of a checkpoint from which it is loaded on first use.
 
+    A pickle of it holds the place and how the model was loaded from there, so it is the same before and after the first
+    use and another process loads the model anew. Without a place it holds the class, configuration and weights.
+
     Args:
         model (`PreTrainedModel`, *optional*): a model that is there already.
         location (`dict`, *optional*): `pretrained_model_name_or_path`, `subfolder` and the Hub arguments of
@@ -30,9 +33,26 @@ class AudioTokenizerReference:
     def __init__(self, model: PreTrainedModel | None = None, location: dict[str, Any] | None = None):
         self.model = model
         self.location = location
+        self.loading = {}  # arguments of `load` for the model that is kept, if they were given
 
     def __deepcopy__(self, memo):
         return self  # a copied processor shares the frozen model
+
+    def __getstate__(self):
+        state = self.__dict__ | {"model": None}
+        if self.model is not None and self.location is None:
+            # The model itself cannot be pickled: its weight norms are made of classes that have no name.
+            weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+            state["parts"] = (type(self.model), self.model.config, weights)
+        return state
+
+    def __setstate__(self, state):
+        parts = state.pop("parts", None)
+        self.__dict__.update(state)
+        if parts is not None:
+            model_class, config, weights = parts
+            self.model = model_class(config).eval()
+            self.model.load_state_dict(weights, assign=True)  # with the precision that they have
 
     def __bool__(self):
         return self.model is not None or self.location is not None
@@ -92,7 +112,7 @@ class ProcessorWithAudioTokenizer(ProcessorMixin):
     def audio_tokenizer(self) -> PreTrainedModel | None:
         """The audio tokenizer, loaded now if it has not been; `None` when there is none."""
         if self._audio_tokenizer.model is None and self._audio_tokenizer:
-            self.load_audio_tokenizer()
+            self.load_audio_tokenizer(**self._audio_tokenizer.loading)
         return self._audio_tokenizer.model
 
     @audio_tokenizer.setter
@@ -119,9 +139,11 @@ class ProcessorWithAudioTokenizer(ProcessorMixin):
                 "this processor was not loaded from a checkpoint with an audio tokenizer; set "
                 "`processor.audio_tokenizer` to a model"
             )
-        model = self._audio_tokenizer.load(device, **kwargs, **({} if dtype is None else {"dtype": dtype}))
+        place = {"device": device, "dtype": dtype}
+        given = kwargs | {name: value for name, value in place.items() if value is not None}
+        model = self._audio_tokenizer.load(**given)
         self._check_audio_tokenizer(model)
-        self._audio_tokenizer.model = model
+        self._audio_tokenizer.model, self._audio_tokenizer.loading = model, given
         return model
 
     def _required_audio_tokenizer(self, purpose: str) -> PreTrainedModel:

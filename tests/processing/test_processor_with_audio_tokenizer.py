@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from dualspeech import DualSpeechProcessor
@@ -114,6 +117,35 @@ def test_it_can_be_given_left_out_or_be_in_a_subfolder(original, checkpoint, tmp
     inner = DualSpeechProcessor.from_pretrained(tmp_path / "all", subfolder="processor")
     assert inner.speakers.keys() == {"anna"}
     same_weights(inner.audio_tokenizer, original.audio_tokenizer)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "model"])
+def test_processes_of_a_data_set_get_a_processor_in_use(original, checkpoint, source):
+    processor = original if source == "model" else AutoProcessor.from_pretrained(checkpoint)
+    rows = Dataset.from_dict({"samples": [tone(0.2, frequency=f).tolist() for f in (200, 300, 400, 500)]})
+
+    def codes(row):
+        return {"codes": processor.encode_audio((row["samples"], 16000), outputs=["us_codes"])[0]["us_codes"]}
+
+    fresh = Hasher.hash(processor)
+    expected = [codes(row)["codes"].tolist() for row in rows]
+    assert rows.map(codes, num_proc=2)["codes"][:] == expected
+    assert Hasher.hash(processor) == fresh, "the first use must not make a cached data set stale"
+
+
+def test_a_pickle_holds_the_place_or_the_weights_of_the_audio_tokenizer(original, checkpoint):
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.load_audio_tokenizer(dtype=torch.bfloat16)
+    copied = pickle.loads(pickle.dumps(processor))
+    assert copied._audio_tokenizer.model is None
+    assert copied.audio_tokenizer.speaker_encoder.dtype == torch.bfloat16
+    weights = sum(value.nbytes for value in original.audio_tokenizer.state_dict().values())
+    assert len(pickle.dumps(processor)) < weights / 2
+    mixed = tiny_processor(audio_tokenizer=copied.audio_tokenizer)
+    copied = pickle.loads(pickle.dumps(mixed))
+    same_weights(copied.audio_tokenizer, mixed.audio_tokenizer)
+    assert not copied.audio_tokenizer.training and copied.audio_tokenizer.device.type == "cpu"
+    assert pickle.loads(pickle.dumps(tiny_processor())).audio_tokenizer is None
 
 
 def test_saving_beside_other_files_and_again(original, tmp_path):
