@@ -1,6 +1,8 @@
 """Reading, checking, resampling and writing recordings."""
 
 import io
+import math
+import numbers
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +36,11 @@ def load_audio(
 
     Raises:
         ValueError: the file does not exist or is no audio; the recording is empty, has several channels, NaN or
-            infinite samples, an unknown rate, or another rate than `sampling_rate`.
+            infinite samples, an unknown rate, or another rate than `sampling_rate`; a rate that is no positive whole
+            number.
     """
+    if sampling_rate is not None:
+        sampling_rate = _checked_rate(sampling_rate)
     array, rate = read_audio(source, sampling_rate, channel)
     if sampling_rate is None or rate == sampling_rate:
         return array, rate
@@ -56,9 +61,16 @@ def read_audio(source: Any, array_rate: int | None = None, channel: int | None =
             f"`sampling_rate` is unknown for {_describe(source)}: give (array, rate), "
             "{'array': ..., 'sampling_rate': ...} or `sampling_rate=`"
         )
-    if isinstance(rate, bool) or rate != int(rate) or rate <= 0:
-        raise ValueError(f"`sampling_rate` must be a positive whole number of Hz, got {rate!r}")
-    return _check_samples(samples, channel, _describe(source)), int(rate)
+    rate = _checked_rate(rate)
+    return _check_samples(samples, channel, _describe(source)), rate
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Any array, list or tensor as a NumPy array; also tensors on a GPU, with gradients, or in bfloat16, which NumPy lacks."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def resample_audio(array: np.ndarray, orig_rate: int, new_rate: int) -> np.ndarray:
@@ -111,6 +123,13 @@ def is_array_with_rate(source: Any) -> bool:
     return isinstance(rate, (int, float, np.number)) and np.ndim(samples) > 0
 
 
+def _checked_rate(rate: Any) -> int:
+    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not is_number or not math.isfinite(rate) or rate != int(rate) or rate <= 0:
+        raise ValueError(f"`sampling_rate` must be a positive whole number of Hz, got {rate!r}")
+    return int(rate)
+
+
 def _decode(file: Path | io.BytesIO) -> tuple[np.ndarray, int]:
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -121,7 +140,7 @@ def _decode(file: Path | io.BytesIO) -> tuple[np.ndarray, int]:
 
 
 def _check_samples(samples: Any, channel: int | None, name: str) -> np.ndarray:
-    array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
+    array = as_array(samples)
     if array.ndim == 2 and channel is not None:
         if not 0 <= channel < len(array):
             raise ValueError(f"`channel` is {channel}, but {name} has {len(array)} channels")
@@ -130,8 +149,8 @@ def _check_samples(samples: Any, channel: int | None, name: str) -> np.ndarray:
         array = array[0]
     if array.ndim != 1:
         raise ValueError(
-            f"`audio`: {name} has shape {list(array.shape)}; accepted is mono, [samples] or [1, samples], or choose a "
-            "channel of [channels, samples] with `channel=`"
+            f"`audio`: {name} has shape {list(array.shape)}; accepted is mono, [samples] or [1, samples]; "
+            "choose a channel of [channels, samples] with `load_audio(source, channel=0)`"
         )
     if not len(array):
         raise ValueError(f"`audio`: {name} is empty")
@@ -152,4 +171,4 @@ def _describe(source: Any) -> str:
     return repr(str(source)) if isinstance(source, (str, os.PathLike)) else "the given recording"
 
 
-__all__ = ["PCM_SCALE", "is_array_with_rate", "load_audio", "read_audio", "resample_audio", "save_audio"]
+__all__ = ["PCM_SCALE", "as_array", "is_array_with_rate", "load_audio", "read_audio", "resample_audio", "save_audio"]

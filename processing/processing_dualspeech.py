@@ -14,7 +14,7 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import PaddingStrategy, TensorType
 
 from ..configuration.configuration_dualspeech import DualSpeechConfig
-from .audio import save_audio
+from .audio import as_array, save_audio
 from .feature_extraction_dualspeech import DualSpeechFeatureExtractor
 from .generation_results import DualSpeechResult, add_audio, has_acoustic_codes, is_generate_output, text_results
 from .processor_with_audio_tokenizer import ProcessorWithAudioTokenizer
@@ -57,7 +57,12 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
 
     The audio tokenizer (a [`DualTokenizerModel`]) lives in the sub-folder `audio_tokenizer/` of the checkpoint. It is
     loaded when it is first needed, and saved and pushed with the processor. Named speaker vectors (`speakers`) are kept
-    in `speakers.safetensors`.
+    in `speakers.safetensors`. A pickle (for the processes of `datasets.map` or of a data loader) holds the place of an
+    audio tokenizer that came from a checkpoint, and each process loads it anew.
+
+    Sizes and ids must be those of the model, which sees ids only and cannot notice: [`~DualSpeechProcessor.from_config`]
+    takes them from it, and [`~DualSpeechProcessor.check_model`] compares them, also for
+    `DualSpeechDataCollator(processor, model=model)`.
 
     Args:
         feature_extractor ([`DualSpeechFeatureExtractor`]): checks and batches recordings.
@@ -213,8 +218,8 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
             `[B, A, K]`.
 
         Raises:
-            ValueError: an unknown task, a missing or superfluous input, text that spells speech tokens, a bad recording,
-                codes outside the codebook, or a row longer than `max_length`. Nothing is cut or left out.
+            ValueError: an unknown task, a missing or superfluous input, text that spells speech or special tokens, a bad
+                recording, codes outside the codebook, or a row longer than `max_length`. Nothing is cut or left out.
         """
         accepted = {*DualSpeechTextKwargs.__annotations__, *DualSpeechAudioKwargs.__annotations__}
         # The any-to-any pipeline always passes `images` and `videos`.
@@ -471,13 +476,14 @@ class DualSpeechProcessor(ProcessorWithAudioTokenizer):
         size = self.speaker_embedding_size
         if size is None:
             raise ValueError("`speakers` are of no use: the model has no speaker token (`speaker_embedding_size`)")
-        vectors = {name: np.asarray(v, dtype=np.float32) for name, v in getattr(speakers, "vectors", speakers).items()}
+        vectors = {name: as_array(v).astype(np.float32) for name, v in getattr(speakers, "vectors", speakers).items()}
         self._speakers = {name: check_speaker(f"speaker {name!r}", v, size) for name, v in vectors.items()}
 
     def check_model(self, model_or_config: PreTrainedModel | DualSpeechConfig) -> None:
         """Raise a `ValueError` with both numbers where this processor and a model differ.
 
-        `generate` and `Trainer` see ids only and cannot notice. Call it once wherever both are at hand.
+        `generate` and `Trainer` see ids only and cannot notice. Call it once wherever both are at hand; a
+        [`~training.data_collator.DualSpeechDataCollator`] that is given the model does.
         """
         config = getattr(model_or_config, "config", model_or_config)
         theirs = sizes_of_model(config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio import read_audio
+from .audio import as_array, read_audio
 from .row_inputs import Row, codes_of, vector_of
 
 TARGET_KEYS = ("text", "audio", "sampling_rate", "us_codes", "acoustic_codes", "speaker_embeds")
@@ -56,7 +56,7 @@ def encode_targets(
     outputs += ["acoustic_codes"] * has_acoustic_stage + ["speaker_embeds"] * has_speakers
     if recorded and outputs:
         recordings = [
-            read_audio(row.target["audio"], row.target.get("sampling_rate") or sampling_rate) for row in recorded
+            read_audio(row.target["audio"], row.target.get("sampling_rate", sampling_rate)) for row in recorded
         ]
         for row, encoded in zip(recorded, encode_audio(recordings, None, resample, outputs), strict=True):
             if row.task.name == "vc":
@@ -74,7 +74,16 @@ def encode_targets(
                 raise ValueError(f"`targets` of task {row.task.name!r} lacks `{name}`: give it, or `audio`")
         if row.speaker is None and has_speakers:
             row.speaker = row.target.get("speaker_embeds")
-        row.target = {"answer": np.asarray(answer).tolist(), "acoustic_codes": needed.get("acoustic_codes")}
+        row.target = {"answer": _checked_us_codes(answer), "acoustic_codes": needed.get("acoustic_codes")}
+
+
+def _checked_us_codes(codes: Any) -> list[int]:
+    array = as_array(codes)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"`us_codes` has shape {list(array.shape)}; accepted is [codes], not empty")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"`us_codes` must be whole numbers, got {array.dtype}")
+    return array.tolist()
 
 
 def _checked_target(row: Row) -> dict[str, Any]:

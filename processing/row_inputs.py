@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .audio import PCM_SCALE, is_array_with_rate
+from .audio import PCM_SCALE, as_array, is_array_with_rate
 from .tasks import Task, get_task
 
 
@@ -81,7 +81,7 @@ def codes_of(audio: Any, sampling_rate: int | None = None) -> list[int] | None:
     """
     if is_array_with_rate(audio) or not isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
         return None
-    array = np.asarray(audio)
+    array = as_array(audio)
     if array.ndim == 1 and not len(array) and isinstance(audio, (list, tuple)):
         return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
@@ -98,7 +98,7 @@ def vector_of(speaker: Any) -> np.ndarray | None:
     """`speaker` as a float32 vector if it is a one-dimensional array, tensor or list of floats, else `None`."""
     if is_array_with_rate(speaker) or not isinstance(speaker, (np.ndarray, torch.Tensor, list, tuple)):
         return None
-    array = speaker.detach().cpu().float().numpy() if isinstance(speaker, torch.Tensor) else np.asarray(speaker)
+    array = as_array(speaker)
     return array.astype(np.float32) if array.ndim == 1 and np.issubdtype(array.dtype, np.number) else None
 
 

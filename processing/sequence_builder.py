@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 
+from .audio import as_array
 from .tasks import SpeechSlot, Task
 from .tokenization_dualspeech import SpeechTokenIds
 
@@ -41,7 +42,7 @@ class AcousticTargets:
         if codes is None:
             codes = np.full((1, *width), self.none_token_id)
         else:
-            codes = np.asarray(codes)
+            codes = as_array(codes)
             self._check(codes, width)
         return np.concatenate([codes, np.full((1, *width), self.eos_token_id)]).tolist()
 
@@ -68,6 +69,8 @@ class SequenceBuilder:
             raise ValueError("`tokenizer` has no end-of-sequence token; set `tokenizer.eos_token`")
         self.tokenizer = tokenizer
         self.speech = speech
+        added = tokenizer.added_tokens_decoder.items()
+        self.special_ids = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
 
     def example(self, task: Task, fields: Mapping[str, Any], answer: str | Sequence[int] | None) -> dict[str, Any]:
         """One row: `input_ids` and `task_type_ids`; with an answer also `labels` and `prompt_mask` (1 on BOS and question).
@@ -107,13 +110,21 @@ class SequenceBuilder:
         """The ids of `text`; as a `continuation` it gets no word-boundary mark of its own.
 
         Raises:
-            ValueError: the text spells speech tokens, as `<a_3>` does.
+            ValueError: the text spells a speech token, as `<a_3>` does, or a special token of the tokenizer, as `</s>`
+                does, and the tokenizer takes it for one.
         """
         ids = self._continue(text) if continuation else self._tokenize(text)
         for token_id in ids:
             if token_id in self.speech:
                 token = self.tokenizer.convert_ids_to_tokens(token_id)
                 raise ValueError(f"text must not contain the speech token {token!r}; give speech as audio or codes")
+            if token_id in self.special_ids:
+                token = self.tokenizer.convert_ids_to_tokens(token_id)
+                # An unknown character has the id of a special token without being one.
+                if token_id != self.tokenizer.unk_token_id or token in text:
+                    raise ValueError(
+                        f"text must not contain the special token {token!r} of the tokenizer; leave it out"
+                    )
         return ids
 
     def _tokenize(self, text: str) -> list[int]:

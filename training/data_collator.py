@@ -1,11 +1,13 @@
 """Batches for training DualSpeechLM with a plain `Trainer`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from ..configuration.configuration_dualspeech import DualSpeechConfig
 from ..processing.processing_dualspeech import DualSpeechProcessor
 
 
@@ -20,18 +22,25 @@ class DualSpeechDataCollator:
         processor ([`DualSpeechProcessor`]): gives the pad ids and sizes.
         max_length (`int`, *optional*): the longest accepted row in ids; a longer one is an error and is not cut.
         pad_to_multiple_of (`int`, *optional*): round lengths up, for tensor cores and fewer shapes to compile.
+        model ([`DualSpeechForConditionalGeneration`] or [`DualSpeechConfig`], *optional*): checked at once against the
+            processor (see [`DualSpeechProcessor.check_model`]) and not kept.
 
     Example:
 
     ```python
     >>> dataset = dataset.map(lambda row: processor.build_example(task="asr", audio=row["audio"], targets=row["text"]))
-    >>> trainer = Trainer(model, train_dataset=dataset, data_collator=DualSpeechDataCollator(processor), ...)
+    >>> trainer = Trainer(model, train_dataset=dataset, data_collator=DualSpeechDataCollator(processor, model=model), ...)
     ```
     """
 
     processor: DualSpeechProcessor
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
+    model: InitVar[PreTrainedModel | DualSpeechConfig | None] = None
+
+    def __post_init__(self, model):
+        if model is not None:
+            self.processor.check_model(model)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors as described in [`DualSpeechProcessor.__call__`] with `targets`.

@@ -37,6 +37,9 @@ def test_every_way_to_give_a_recording(wav):
         (samples, RATE),
         (samples[None], RATE),
         (torch.from_numpy(samples), RATE),
+        (torch.from_numpy(samples).requires_grad_(), RATE),
+        (samples, float(RATE)),
+        (samples, np.int32(RATE)),
         (samples.astype(np.float64), RATE),
         (samples.tolist(), RATE),
         Decoder(),
@@ -46,6 +49,8 @@ def test_every_way_to_give_a_recording(wav):
         assert array.dtype == np.float32 and rate == RATE
         np.testing.assert_array_equal(array, samples)
     np.testing.assert_array_equal(load_audio(samples, sampling_rate=RATE)[0], samples)
+    half = torch.from_numpy(samples).bfloat16()
+    np.testing.assert_array_equal(load_audio((half, RATE))[0], half.float().numpy())
 
 
 @pytest.mark.parametrize(("dtype", "zero", "full"), [("int16", 0, 2**15), ("int32", 0, 2**31), ("uint8", 128, 2**7)])
@@ -74,7 +79,9 @@ def test_one_channel_of_several(tmp_path):
     stereo = np.stack([tone(0.1), np.zeros(1600, dtype=np.float32)])
     soundfile.write(tmp_path / "stereo.wav", stereo.T, RATE, subtype="FLOAT")
     for source in (tmp_path / "stereo.wav", (stereo, RATE)):
-        with pytest.raises(ValueError, match=r"has shape \[2, 1600\]; accepted is mono.*`channel=`"):
+        with pytest.raises(
+            ValueError, match=r"has shape \[2, 1600\]; accepted is mono.*`load_audio\(source, channel=0\)`"
+        ):
             load_audio(source)
         np.testing.assert_array_equal(load_audio(source, channel=0)[0], stereo[0])
         np.testing.assert_array_equal(load_audio(source, channel=1)[0], stereo[1])
@@ -104,6 +111,14 @@ def test_one_channel_of_several(tmp_path):
 def test_bad_recordings(source, message):
     with pytest.raises(ValueError, match=message):
         load_audio(source)
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan"), -16000, 0, 0.5, True, "16 kHz", 16000j])
+def test_bad_rates(rate):
+    message = "`sampling_rate` must be a positive whole number of Hz, got"
+    for given, wanted in (({"array": tone(0.1), "sampling_rate": rate}, None), ((tone(0.1), RATE), rate)):
+        with pytest.raises(ValueError, match=message):
+            load_audio(given, sampling_rate=wanted, resample=True)
 
 
 def test_a_file_that_is_no_audio(tmp_path):

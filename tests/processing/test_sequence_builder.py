@@ -1,5 +1,7 @@
 """Rows of ids against the released layouts, other tokenizers, and padding."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,30 @@ def test_text_must_not_spell_speech_tokens(kind, typed):
     assert builder.text("<a_99> <audi>")  # no tokens of this codebook
 
 
+@pytest.mark.parametrize(("kind", "token"), [("metaspace", "</s>"), ("metaspace_first", "<s>"), ("byte_level", None)])
+def test_text_must_not_spell_special_tokens(kind, token):
+    builder, token = builder_of(kind), token or "<|endoftext|>"
+    message = re.escape(f"text must not contain the special token {token!r}")
+    with pytest.raises(ValueError, match=message):
+        builder.answer(f"a{token}b")
+    for task, fields in (("tts", {"text": f"a {token}"}), ("sqa", {"audio": [1], "question": token})):
+        with pytest.raises(ValueError, match=message):
+            builder.prompt(TASKS[task], fields)
+    builder.tokenizer.split_special_tokens = True
+    assert builder.tokenizer.eos_token_id not in builder.text(f"a{token}b")
+
+
+def test_added_special_tokens_and_unknown_characters():
+    tokenizer = tiny_tokenizer(codebook_size=4)
+    tokenizer.add_tokens(["<|user|>"], special_tokens=True)  # not among `all_special_tokens`
+    tokenizer.add_tokens(["<think>"])
+    builder = SequenceBuilder(tokenizer, speech_token_ids(tokenizer, 4))
+    for typed in ("hi <|user|>", "<unk>"):
+        with pytest.raises(ValueError, match="must not contain the special token '<"):
+            builder.text(typed)
+    assert tokenizer.unk_token_id in builder.text("\u4f60") and builder.text("<think>")
+
+
 def test_an_end_of_sequence_token_is_needed():
     tokenizer = tiny_tokenizer(codebook_size=4)
     tokenizer.eos_token = None
@@ -240,7 +266,9 @@ def test_padding(side):
 
 
 def test_padding_several_codebooks_and_lengths():
-    rows = [{"input_ids": [1], "task_type_ids": 2, "acoustic_labels": labels} for labels in ([[1, 2]], [[3, 4], [5, 6]])]
+    rows = [
+        {"input_ids": [1], "task_type_ids": 2, "acoustic_labels": labels} for labels in ([[1, 2]], [[3, 4], [5, 6]])
+    ]
     batch = pad_examples(rows, pad_token_id=7, speaker_embedding_size=None, pad_to_multiple_of=4)
     assert batch["acoustic_labels"].tolist() == [[[1, 2], [-100, -100]], [[3, 4], [5, 6]]]
     assert batch["input_ids"].tolist() == [[1, 7, 7, 7]] * 2 and "speaker_embeds" not in batch

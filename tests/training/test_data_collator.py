@@ -1,11 +1,14 @@
 """Batches of rows that a data set stores."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from dualspeech import DualSpeechConfig
 from dualspeech.training.data_collator import DualSpeechDataCollator
 from tests.tiny import tiny_processor
 
@@ -53,6 +56,28 @@ def test_several_codebooks():
 
 def rows_of_text(processor):
     return processor.build_example(task="asr", audio=[1], targets="yes")
+
+
+def test_a_model_is_checked_at_once_and_not_kept():
+    processor = tiny_processor()
+    config = DualSpeechConfig(
+        text_config={"model_type": "llama", "vocab_size": 140, "hidden_size": 8, "num_attention_heads": 2},
+        acoustic_config={"codebook_size": 64, "hidden_size": 8, "num_attention_heads": 2},
+        audio_start_token_id=108,
+        audio_end_token_id=109,
+        semantic_token_offset=110,
+        semantic_codebook_size=24,
+        speaker_embedding_size=12,
+    )
+    collator = DualSpeechDataCollator(processor, model=config)
+    assert config not in vars(collator).values()
+    collator = pickle.loads(pickle.dumps(collator))  # as a data loader that spawns its workers does
+    assert collator(rows(processor))["input_ids"].equal(
+        DualSpeechDataCollator(processor)(rows(processor))["input_ids"]
+    )
+    config.semantic_token_offset = 111
+    with pytest.raises(ValueError, match="differ in `semantic_token_offset`: processor 110, model 111"):
+        DualSpeechDataCollator(processor, model=config)
 
 
 def test_rows_that_cannot_be_trained_on():
