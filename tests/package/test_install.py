@@ -42,6 +42,7 @@ def library_files(root):
 def pip(*arguments):
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", *map(str, arguments)],
+        cwd=Path(sys.executable).parent,  # in the checkout, pip would take its egg-info for an installed package
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
