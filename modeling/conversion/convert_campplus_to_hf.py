@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ...configuration.configuration_campplus import CamPPlusConfig
 from ..modeling_campplus import CamPPlusModel
-from .checkpoint_io import convert_keys, load_foreign_state_dict, load_strictly, save_converted
+from .checkpoint_io import (
+    check_dimensions,
+    check_output_dir,
+    convert_keys,
+    load_foreign_state_dict,
+    load_strictly,
+    save_converted,
+)
 
 RULES = ((r"((?:head|xvector)\..+)", r"\1"),)
 
@@ -27,13 +34,17 @@ def released_config(state: Mapping[str, Tensor], **kwargs) -> CamPPlusConfig:
     The number of mel bins is known up to a multiple of 8 and taken to be one.
 
     Raises:
-        ValueError: tensors from which sizes are read are missing.
+        ValueError: tensors from which sizes are read are missing or have another number of dimensions.
     """
     first_layer = "xvector.block1.tdnnd1."
-    required = ("head.conv1.weight", "xvector.tdnn.linear.weight", "xvector.dense.linear.weight")
-    required += (first_layer + "linear1.weight", first_layer + "cam_layer.linear_local.weight")
-    if missing := [key for key in required if key not in state]:
-        raise ValueError(f"checkpoint: not a CAM++ checkpoint, it lacks {', '.join(missing)}.")
+    required = {
+        "head.conv1.weight": 4,
+        "xvector.tdnn.linear.weight": 3,
+        "xvector.dense.linear.weight": 3,
+        first_layer + "linear1.weight": 3,
+        first_layer + "cam_layer.linear_local.weight": 3,
+    }
+    check_dimensions(state, required, "CAM++")
     layers: dict[int, int] = {}
     for key in state:
         if match := re.fullmatch(r"xvector\.block(\d+)\.tdnnd\d+\.linear1\.weight", key):
@@ -72,6 +83,7 @@ def convert(checkpoint: str, output_dir: str) -> None:
         checkpoint: a `.bin`, `.pt` or `.safetensors` file with the released names.
         output_dir: a new or empty folder.
     """
+    check_output_dir(output_dir)
     save_converted(build_model(load_foreign_state_dict(checkpoint)), output_dir)
 
 

@@ -28,7 +28,15 @@ from ...configuration.configuration_dualspeech import DualSpeechConfig
 from ..generation_dualspeech import official_generation_config
 from ..modeling_dualspeech import DualSpeechForConditionalGeneration
 from .acoustic_gpt_keys import RELEASED_ACOUSTIC_RULES, acoustic_sizes
-from .checkpoint_io import KeyRule, convert_keys, load_foreign_state_dict, save_converted
+from .checkpoint_io import (
+    KeyRule,
+    check_dimensions,
+    check_output_dir,
+    check_weights,
+    convert_keys,
+    load_foreign_state_dict,
+    save_converted,
+)
 
 
 def _below_acoustic_model(to):
@@ -108,10 +116,9 @@ def released_config(
 
     The speech tokens are the last ones of the vocabulary: `<audio>`, `</audio>`, then the codes.
     """
-    needed = ("model.embed_tokens.weight", "lm_decoder.transformer.wte.weight", "speaker_module.weight")
-    missing = [key for key in (*needed, "llama_decoder_proj.fc1.weight") if key not in state]
-    if missing:
-        raise ValueError(f"checkpoint: not a DualSpeechLM checkpoint, it lacks {', '.join(missing)}.")
+    acoustic = ("transformer.wte", "transformer.wpe", "pos_condition", "transformer.h.0.mlp.c_fc")
+    names = ("model.embed_tokens", "speaker_module", "llama_decoder_proj.fc1", *(f"lm_decoder.{n}" for n in acoustic))
+    check_dimensions(state, {f"{name}.weight": 2 for name in names}, "DualSpeechLM")
     text_config.vocab_size = state["model.embed_tokens.weight"].shape[0]
     text_config.tie_word_embeddings = "lm_head.weight" not in state
     offset = text_config.vocab_size - semantic_codebook_size
@@ -131,9 +138,11 @@ def build_model(state: Mapping[str, Tensor], config: DualSpeechConfig) -> DualSp
     """The model of a merged state dict, with the released generation settings.
 
     Raises:
-        ValueError: listing every key that is not understood, missing, left over, or of another shape.
+        ValueError: listing every key that is not understood, missing, left over, or of another shape, or whose weights
+            are not finite floating-point numbers.
     """
     converted = convert_state(state)
+    check_weights(converted)
     model, info = DualSpeechForConditionalGeneration.from_pretrained(
         None,
         config=config,
@@ -169,6 +178,7 @@ def convert(
         semantic_codebook_size: number of speech codes, 1024 for USTokens, 500 for the HuBERT variant.
         num_attention_heads: heads of AcousticGPT (8 in all released configurations).
     """
+    check_output_dir(output_dir)
     state = load_foreign_state_dict(checkpoint)
     text_config = AutoConfig.from_pretrained(checkpoint)
     if adapter is not None:

@@ -21,7 +21,14 @@ from ...configuration.configuration_us_tokenizer import (
 )
 from ..modeling_us_tokenizer import UsTokenizerModel
 from ..modeling_us_tokenizer_understanding import UsTokenizerForUnderstanding
-from .checkpoint_io import convert_keys, load_foreign_state_dict, load_strictly, save_converted
+from .checkpoint_io import (
+    check_dimensions,
+    check_output_dir,
+    convert_keys,
+    load_foreign_state_dict,
+    load_strictly,
+    save_converted,
+)
 
 _BLOCK = r"codec_(encoder|decoder)\.conv_blocks\.(\d+)"
 
@@ -42,6 +49,8 @@ RULES = (
     (r"llama_linear\.(weight|bias)", r"adapter.linear.\1"),
     (r"llama_conv\.conv\.(weight|bias)", r"adapter.conv.\1"),
 )
+# tensors that tell sizes, and their numbers of dimensions
+SIZES = {"codec_encoder.downsample.weight": 3, "codec_encoder.conv_in.weight": 3, "quantizer.embed": 2}
 # the frozen text model, in files that were not stripped of it
 IGNORED = (r"llama_model\..+",)
 
@@ -50,9 +59,10 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     """Released keys to those of `UsTokenizerModel`, and `adapter.*`.
 
     Raises:
-        ValueError: keys that are not understood.
+        ValueError: keys that are not understood; tensors without which the sizes are unknown.
     """
     converted = convert_keys(state, RULES, ignore=IGNORED)
+    check_dimensions(converted, SIZES, "USTokenizer")
     converted["quantizer.initialized"] = torch.tensor(True)
     return converted
 
@@ -60,16 +70,13 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 def infer_config(state: dict[str, torch.Tensor], encoder_config: WhisperConfig, **kwargs) -> UsTokenizerConfig:
     """The sizes of converted tensors. Dilations leave no trace in them; the released ones are all 1.
 
-    Raises:
-        ValueError: tensors without which the sizes are unknown.
+    Audio may be as long as the encoder sees, but not longer than 30 s as released.
     """
 
     def count(pattern):
         return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
 
-    needed = ("codec_encoder.downsample.weight", "codec_encoder.conv_in.weight", "quantizer.embed")
-    if missing := [key for key in needed if key not in state]:
-        raise ValueError(f"checkpoint: not a USTokenizer, nothing in it becomes {', '.join(missing)}.")
+    seconds = encoder_config.max_source_positions * UsTokenizerConfig.hop_length / UsTokenizerConfig.sampling_rate
     num_residual_units = count(r"codec_encoder\.blocks\.0\.residual_units\.(\d+)\.")
     codebook_size, code_dim = state["quantizer.embed"].shape
     return UsTokenizerConfig(
@@ -82,7 +89,7 @@ def infer_config(state: dict[str, torch.Tensor], encoder_config: WhisperConfig, 
         num_blocks=count(r"codec_encoder\.blocks\.(\d+)\."),
         num_residual_units=num_residual_units,
         dilations=[1] * num_residual_units,
-        **kwargs,
+        **{"max_seconds": min(UsTokenizerConfig.max_seconds, seconds), **kwargs},
     )
 
 
@@ -96,17 +103,25 @@ def convert(checkpoint: str, whisper: str, output_dir: str, text_model: str | No
         text_model: folder or Hub id of the text model of the training; keeps the adapter.
 
     Raises:
-        ValueError: keys that are not understood, tensors that are missing or of another size than the rest.
+        ValueError: keys that are not understood, tensors that are missing or of another size than the rest; a Whisper
+            of another width, or whose window is not a whole number of seconds.
     """
+    check_output_dir(output_dir)
     state = convert_state_dict(load_foreign_state_dict(checkpoint, entry="model"))
     whisper_model = WhisperModel.from_pretrained(whisper, dtype=torch.float32)
     encoder_config = whisper_encoder_config(whisper_model.config)
-    width = state["codec_encoder.downsample.weight"].shape[1] if "codec_encoder.downsample.weight" in state else None
-    if width not in (None, encoder_config.d_model):
+    width = state["codec_encoder.downsample.weight"].shape[1]
+    if width != encoder_config.d_model:
         raise ValueError(f"whisper: {whisper!r} has width {encoder_config.d_model}, the checkpoint {width}.")
     if not any(key.startswith("encoder.") for key in state):
         state.update({f"encoder.{key}": value for key, value in whisper_model.encoder.state_dict().items()})
     config = infer_config(state, encoder_config)
+    seconds, rest = divmod(encoder_config.max_source_positions * config.hop_length, config.sampling_rate)
+    if rest:
+        raise ValueError(
+            f"whisper: {whisper!r} has {encoder_config.max_source_positions} positions; a multiple of "
+            f"{config.sampling_rate // config.hop_length} is accepted, as its feature extractor counts whole seconds."
+        )
     adapter = {key: value for key, value in state.items() if key.startswith("adapter.")}
 
     if text_model is None:
@@ -120,7 +135,6 @@ def convert(checkpoint: str, whisper: str, output_dir: str, text_model: str | No
             )
         )
         load_strictly(model, {key if key in adapter else f"us_tokenizer.{key}": state[key] for key in state})
-    seconds = encoder_config.max_source_positions * config.hop_length // config.sampling_rate
     features = WhisperFeatureExtractor(feature_size=encoder_config.num_mel_bins, chunk_length=seconds)
     save_converted(model, output_dir, features)
     return model
@@ -140,4 +154,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["IGNORED", "RULES", "convert", "convert_state_dict", "infer_config"]
+__all__ = ["IGNORED", "RULES", "SIZES", "convert", "convert_state_dict", "infer_config"]

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from ...configuration.configuration_wavtokenizer import WavTokenizerConfig
 from ..modeling_wavtokenizer import WavTokenizerModel
-from .checkpoint_io import KeyRule, convert_keys, load_foreign_state_dict, load_strictly, save_converted
+from .checkpoint_io import (
+    KeyRule,
+    check_dimensions,
+    check_output_dir,
+    convert_keys,
+    load_foreign_state_dict,
+    load_strictly,
+    save_converted,
+)
 
 RELEASED_ENCODER = r"feature_extractor\.encodec\.encoder\.model\.(\d+)\.((?:block\.\d+\.|shortcut\.)?)conv\.conv\."
 RELEASED_CODEBOOK = r"feature_extractor\.encodec\.quantizer\.vq\.layers\.0\._codebook\."
@@ -76,9 +84,9 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     for key, window in state.items():
         if re.fullmatch(WINDOW, key):
-            expected = torch.hann_window(len(window), dtype=torch.float32)
-            if not torch.allclose(window.float(), expected, atol=1e-5):
-                raise ValueError(f"checkpoint: {key!r} is not the periodic Hann window of {len(window)} samples.")
+            expected = torch.hann_window(window.numel(), dtype=torch.float32)
+            if window.dim() != 1 or not torch.allclose(window.float(), expected, atol=1e-5):
+                raise ValueError(f"checkpoint: {key!r} is not the periodic Hann window of {window.numel()} samples.")
     return convert_keys(state, RULES, ignore=(*UNUSED, WINDOW))
 
 
@@ -86,12 +94,17 @@ def released_config(state: Mapping[str, Tensor], **kwargs) -> WavTokenizerConfig
     """The configuration of a converted state dict; `kwargs` set what no tensor tells (the sampling rate, say).
 
     Raises:
-        ValueError: tensors are missing, or the head does not have the size that the strides of the encoder ask for.
+        ValueError: tensors are missing or have another number of dimensions, or the head does not have the size that the strides of the encoder ask for.
     """
-    required = ("quantizer.embed", "backbone.embed.weight", "backbone.norm.scale.weight", "head.linear.weight")
-    required += ("backbone.convnext.0.pwconv1.weight", f"encoder.layers.0.conv.{DIRECTION}")
-    if missing := [key for key in required if key not in state]:
-        raise ValueError(f"checkpoint: not a WavTokenizer checkpoint, it lacks {', '.join(missing)}.")
+    required = {
+        "quantizer.embed": 2,
+        "backbone.embed.weight": 3,
+        "backbone.norm.scale.weight": 2,
+        "backbone.convnext.0.pwconv1.weight": 2,
+        "head.linear.weight": 2,
+        f"encoder.layers.0.conv.{DIRECTION}": 3,
+    }
+    check_dimensions(state, required | {key: 3 for key in state if key.endswith(DIRECTION)}, "WavTokenizer")
     plain, residual = _encoder_shapes(state)
     layers = sorted(plain)
     first, *strided, last = (plain[layer] for layer in layers)
@@ -156,6 +169,7 @@ def convert(checkpoint: str, output_dir: str, sampling_rate: int = 24000) -> Non
         output_dir: a new or empty folder.
         sampling_rate: rate in Hz of the audio; all released models have 24000.
     """
+    check_output_dir(output_dir)
     state = load_foreign_state_dict(checkpoint, entry="state_dict")
     save_converted(build_model(state, sampling_rate=sampling_rate), output_dir)
 

@@ -1,6 +1,7 @@
 """Foreign checkpoints are read completely or refused; converted ones are written completely or not at all."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from dualspeech.modeling.conversion.checkpoint_io import (
     KeyRule,
     atomic_folder,
+    check_dimensions,
+    check_weights,
     convert_keys,
     load_foreign_state_dict,
     load_strictly,
@@ -74,9 +77,38 @@ def test_refuses_what_it_cannot_read(tmp_path, capsys):
     torch.save({"state_dict": tensors("a"), "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"an entry 'model'.*state_dict, epoch"):
         load_foreign_state_dict(tmp_path / "other.pth", "model")
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.pth"):
-        load_foreign_state_dict(tmp_path / "text.pth")
+    torch.save({0: torch.ones(1), "a": torch.ones(1)}, tmp_path / "integers.pth")
+    with pytest.raises(ValueError, match=r"the keys of '.*integers\.pth' must be names, got 0\."):
+        load_foreign_state_dict(tmp_path / "integers.pth")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.bin"])
+def test_refuses_damaged_files(tmp_path, name):
+    whole = tmp_path / "whole"
+    (save_file if name.endswith("safetensors") else torch.save)(tensors("a", "b"), whole)
+    whole = whole.read_bytes()
+    texts = b"", b"not a checkpoint", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for content in (*texts, whole[: len(whole) // 2], whole[:-1]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"checkpoint: '.*{name}' cannot be read"):
+            load_foreign_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "has no `weight_map`"),
+        ("{}", "has no `weight_map`"),
+        ('{"weight_map": ["a"]}', "has no `weight_map`"),
+        ('{"weight_map": {"a": 1}}', "has no `weight_map` from keys to file names"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors' is neither a file nor a folder"),
+    ],
+)
+def test_refuses_a_broken_index(tmp_path, content, message):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_foreign_state_dict(tmp_path)
 
 
 def test_convert_keys_renames_transforms_and_splits():
@@ -103,6 +135,46 @@ def test_convert_keys_lists_everything_it_does_not_understand():
         convert_keys(tensors("a1", "a2"), [(r"a\d", "w")])
 
 
+@pytest.mark.parametrize("tensor", [torch.tensor(1.0), torch.ones(2)])
+def test_convert_keys_names_a_tensor_that_cannot_be_transformed(tensor):
+    with pytest.raises(ValueError, match=r"'qkv' cannot have the shape \("):
+        convert_keys({"qkv": tensor}, [("qkv", ("q", "k", "v"), lambda t: t.chunk(3))])
+
+
+def test_sizes_are_read_from_tensors_that_have_them():
+    state = {"a": torch.ones(2, 3), "b": torch.tensor(1.0), "c": torch.ones(1)}
+    check_dimensions(state, {"a": 2, "c": 1}, "Thing")
+    with pytest.raises(ValueError, match="not a Thing checkpoint, it lacks d, e"):
+        check_dimensions(state, {"a": 2, "d": 1, "e": 1}, "Thing")
+    with pytest.raises(ValueError, match=r"of another number of dimensions are a \(2, 3\), b \(\)"):
+        check_dimensions(state, {"a": 3, "b": 1, "c": 1}, "Thing")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (torch.ones(3, 2, dtype=torch.int8), r"weight \(torch.int8\)"),
+        (torch.ones(3, 2, dtype=torch.complex64), r"weight \(torch.complex64\)"),
+        (torch.ones(3, 2).to(torch.float8_e4m3fn), r"weight \(torch.float8_e4m3fn\)"),
+        (torch.full((3, 2), torch.nan), r"weight \(NaN or infinite\)"),
+        (torch.full((3, 2), torch.inf).bfloat16(), r"weight \(NaN or infinite\)"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(value, shown):
+    model = nn.Linear(2, 3)
+    before = model.weight.clone()
+    with pytest.raises(ValueError, match=shown):
+        load_strictly(model, {"weight": value, "bias": torch.zeros(3)})
+    assert torch.equal(model.weight, before)
+    check_weights({"weight": torch.zeros(3).half(), "bias": torch.zeros(3).double()})
+
+
+def test_buffers_may_be_integers():
+    model = nn.BatchNorm1d(2)
+    load_strictly(model, {**model.state_dict(), "num_batches_tracked": torch.tensor(7)})
+    assert model.num_batches_tracked == 7
+
+
 def test_load_strictly_reports_all_differences_at_once():
     model = nn.Linear(2, 3)
     before = model.weight.clone()
@@ -127,7 +199,7 @@ def test_save_converted_is_all_or_nothing(tmp_path):
     target = tmp_path / "new" / "out"
     with pytest.raises(RuntimeError, match="disk full"):
         save_converted(Saver("model"), target, Saver("processor", fails=True))
-    assert not target.exists() and not any(target.parent.iterdir())
+    assert not any(tmp_path.iterdir())
     save_converted(Saver("model"), target, Saver("processor"))
     assert sorted(path.name for path in target.iterdir()) == ["model", "processor"]
     assert list(target.parent.iterdir()) == [target]
@@ -141,3 +213,31 @@ def test_atomic_folder_accepts_an_empty_folder(tmp_path):
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("x")
     assert (tmp_path / "out" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("way", ["folder", "working folder", "link", "dangling link"])
+def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch, way):
+    real, output = tmp_path / "real", tmp_path / "real"
+    if way != "dangling link":
+        real.mkdir()
+    if "link" in way:
+        output = tmp_path / "link"
+        output.symlink_to(real)
+    if way == "working folder":
+        monkeypatch.chdir(real)
+        output = "."
+    inode = real.stat().st_ino if real.exists() else None
+    with pytest.raises(RuntimeError, match="disk full"):
+        save_converted(Saver("model", fails=True), output)
+    assert not real.exists() or not any(real.iterdir())
+    save_converted(Saver("model"), output)
+    assert os.listdir(output) == os.listdir(real) == ["model"]
+    assert inode in (None, real.stat().st_ino) and (tmp_path / "link").is_symlink() == ("link" in way)
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for output, message in (("file", "exists already"), ("file/sub", "file' is no writable folder")):
+        with pytest.raises(ValueError, match=message), atomic_folder(tmp_path / output):
+            raise AssertionError("the block was entered")
+    assert os.listdir(tmp_path) == ["file"]

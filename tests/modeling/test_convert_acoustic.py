@@ -14,6 +14,7 @@ from dualspeech.modeling.modeling_wavtokenizer import WavTokenizerModel
 from tests.fixture_checks import FIXTURES, check, load
 
 RELEASED = "DUALSPEECH_WAVTOKENIZER_40"  # environment variable: path of the released file, for a check by hand
+FIRST_CONV = "feature_extractor.encodec.encoder.model.0.conv.conv."
 DISCRIMINATOR = {
     "multiperioddisc.discriminators.0.convs.0.bias": torch.zeros(2),
     "multiresddisc.discriminators.1.conv_post.bias": torch.zeros(2),
@@ -100,6 +101,10 @@ def test_wavtokenizer_layouts(tmp_path, layout):
         (lambda s: {k: v for k, v in s.items() if k != "backbone.embed.weight"}, "it lacks backbone.embed.weight"),
         (lambda s: s | {"backbone.x": torch.zeros(1)}, "unexpected: backbone.x"),
         (lambda s: s | {"head.istft.window": torch.ones(480)}, "not the periodic Hann window"),
+        (lambda s: s | {"head.istft.window": torch.tensor(1.0)}, "not the periodic Hann window"),
+        (lambda s: s | {"head.out.weight": torch.tensor(1.0)}, r"number of dimensions are head.linear.weight \(\)"),
+        (lambda s: s | {f"{FIRST_CONV}weight_v": torch.ones(3)}, "number of dimensions are encoder.layers.0.conv.par"),
+        (lambda s: s | {"backbone.embed.weight": s["backbone.embed.weight"].char()}, "backbone.embed.weight .*int8"),
         (lambda s: s | {"head.out.weight": torch.zeros(402, 64)}, "frames of 400 samples"),
         (lambda s: s | {"backbone.norm.shift.weight": torch.zeros(5, 64)}, r"shift.weight \(5, 64\)"),
     ],
@@ -148,6 +153,8 @@ def test_campplus_file(tmp_path):
         (lambda s: s | {"classifier.weight": torch.zeros(2)}, "1 keys are not understood: classifier.weight"),
         (lambda s: {k: v for k, v in s.items() if "head" not in k}, "it lacks head.conv1.weight"),
         (lambda s: {k: v for k, v in s.items() if k != "head.bn2.bias"}, "missing: head.bn2.bias"),
+        (lambda s: s | {"head.conv1.weight": torch.tensor(1.0)}, r"number of dimensions are head.conv1.weight \(\)"),
+        (lambda s: s | {"head.bn2.bias": s["head.bn2.bias"] * torch.nan}, r"head.bn2.bias \(NaN or infinite\)"),
         (lambda s: s | {"head.bn1.bias": torch.zeros(3)}, r"other shapes: head.bn1.bias \(3,\)"),
     ],
 )

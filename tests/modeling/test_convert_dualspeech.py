@@ -81,7 +81,7 @@ def test_the_released_adapter_layout_is_understood():
     assert len(convert_state(result)) > len(merged)  # fused acoustic projections are split
 
 
-@pytest.mark.parametrize("damage", ["unknown", "missing", "shape"])
+@pytest.mark.parametrize("damage", ["unknown", "missing", "shape", "scalar", "integers", "infinite"])
 def test_files_that_are_not_understood_are_refused(tmp_path, damage):
     state, _, meta = load("dualspeech_lm")
     if damage == "unknown":
@@ -90,9 +90,18 @@ def test_files_that_are_not_understood_are_refused(tmp_path, damage):
     elif damage == "missing":
         del state["lm_decoder.transformer.ln_f.bias"], state["model.norm.weight"]
         message = "language_model.model.norm.weight"
-    else:
+    elif damage == "shape":
         state["model.norm.weight"] = torch.zeros(3)
         message = "model.norm.weight"
+    elif damage == "scalar":
+        state["lm_decoder.transformer.wte.weight"] = torch.tensor(1.0)
+        message = r"number of dimensions are lm_decoder.transformer.wte.weight \(\)"
+    elif damage == "integers":
+        state["model.norm.weight"] = state["model.norm.weight"].char()
+        message = r"model.norm.weight \(torch.int8\)"
+    else:
+        state["model.norm.weight"] = state["model.norm.weight"] * torch.inf
+        message = r"model.norm.weight \(NaN or infinite\)"
     write_merged(state, meta, tmp_path / "in")
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "in", tmp_path / "out", semantic_codebook_size=50, num_attention_heads=4)

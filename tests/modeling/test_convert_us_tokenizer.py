@@ -60,6 +60,35 @@ def test_converted_file_gives_the_recorded_codes(released, tmp_path, with_text_m
     check(features[0, :, : tensors["log_mel.3"].shape[1]], "log_mel.3", tensors, meta)
 
 
+@pytest.mark.parametrize(("positions", "seconds"), [(100, 2), (1550, 31), (75, None)])
+def test_an_encoder_of_another_length(released, tmp_path, positions, seconds):
+    folder, _, _, _ = released
+    config = WhisperConfig.from_pretrained(folder / "whisper", max_source_positions=positions)
+    WhisperModel(config).save_pretrained(tmp_path / "whisper")
+    arguments = str(folder / "x.pth"), str(tmp_path / "whisper"), tmp_path / "out"
+    if seconds is None:
+        with pytest.raises(ValueError, match="has 75 positions; a multiple of 50 is accepted"):
+            convert(*arguments)
+        assert not (tmp_path / "out").exists()
+        return
+    convert(*arguments)
+    model = UsTokenizerModel.from_pretrained(tmp_path / "out")
+    assert model.config.max_seconds == min(30, seconds)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    samples = torch.randn(16000)
+    features = extractor(samples.numpy(), sampling_rate=16000, return_tensors="pt")["input_features"]
+    encoded = model.encode(features, [16000])
+    assert encoded.codes.shape == (1, 25)
+    assert torch.equal(encoded.codes, model.encode_waveform(samples[None]).codes)
+
+
+def test_nothing_is_read_for_an_output_that_is_not_free(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("x")
+    with pytest.raises(ValueError, match="exists already"):
+        convert("absent.pth", "absent", tmp_path / "out")
+
+
 def test_a_trained_speech_encoder_in_the_file_wins(released, tmp_path):
     folder, state, tensors, meta = released
     torch.save(state, tmp_path / "whole.pth")  # text model included, which is known and left out
@@ -84,7 +113,11 @@ def test_the_codebook_is_transposed():
         ({"add": "extra.weight"}, "1 keys are not understood: extra.weight"),
         ({"add": "codec_encoder.conv_blocks.0.norm.weight"}, "codec_encoder.conv_blocks.0.norm.weight"),
         ({"drop": "downsampling_conv.conv.bias"}, "missing: codec_encoder.downsample.bias"),
-        ({"drop": "vq.codebook.layers.0.embed"}, "nothing in it becomes quantizer.embed"),
+        ({"drop": "vq.codebook.layers.0.embed"}, "not a USTokenizer checkpoint, it lacks quantizer.embed"),
+        (
+            {"scalar": "downsampling_conv.conv.weight"},
+            r"number of dimensions are codec_encoder.downsample.weight \(\)",
+        ),
         ({"resize": "upsampling_conv.deconv.weight"}, "other shapes: codec_decoder.upsample.weight"),
         ({"resize": "downsampling_conv.conv.weight"}, "has width 16, the checkpoint 17"),
     ],
@@ -96,6 +129,8 @@ def test_files_that_are_not_understood_write_nothing(released, tmp_path, change,
         state[change["add"]] = torch.ones(1)
     if "drop" in change:
         state.pop(change["drop"])
+    if "scalar" in change:
+        state[change["scalar"]] = torch.tensor(1.0)
     if "resize" in change:
         old = state[change["resize"]]
         state[change["resize"]] = torch.zeros(old.shape[0], old.shape[1] + 1, old.shape[2])
