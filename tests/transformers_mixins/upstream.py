@@ -33,7 +33,18 @@ STAND_INS = {
 def download(folder: Path) -> Path:
     """The source distribution of the installed release, in `folder`."""
     requirement = f"transformers=={transformers.__version__}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        "transformers",
+        "--retries",
+        "1",
+    ]
     done = subprocess.run([*command, "--dest", folder, requirement], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise OSError(f"pip download {requirement}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
@@ -43,7 +54,7 @@ def download(folder: Path) -> Path:
 def unpack() -> None:
     """Make `FOLDER` hold the package `transformers_tests`."""
     FOLDER.parent.mkdir(exist_ok=True)
-    with FileLock(FOLDER.with_suffix(".lock")):
+    with FileLock(f"{FOLDER}.lock"):
         if not FOLDER.is_dir():
             with tempfile.TemporaryDirectory(dir=FOLDER.parent) as temporary:
                 given = os.environ.get("TRANSFORMERS_SDIST")
