@@ -21,6 +21,15 @@ _registry.register()
 _EXPORTS = {
     **{name: module for module, name in _registry.CONFIGS.values()},
     **{name: module for classes in _registry.CLASSES.values() for module, name in classes.values()},
+    "DualSpeechDataCollator": "training.data_collator",
+    "PrecomputedSpeakers": "modeling.speaker_adapters",
+    "bundle_remote_code": "hub",
+    "create_model_card": "hub",
+    "dualspeech_lora_config": "training.lora",
+    "extend_tokenizer": "processing.tokenization_dualspeech",
+    "load_audio": "processing.audio",
+    "push_to_hub": "hub",
+    "save_audio": "processing.audio",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -26,6 +26,7 @@ PUBLIC = [
     "CamPPlusConfig",
     "CamPPlusModel",
     "DualSpeechConfig",
+    "DualSpeechDataCollator",
     "DualSpeechFeatureExtractor",
     "DualSpeechForConditionalGeneration",
     "DualSpeechProcessor",
@@ -34,6 +35,7 @@ PUBLIC = [
     "KMeansTokenizerConfig",
     "KMeansTokenizerModel",
     "KaldiFbankFeatureExtractor",
+    "PrecomputedSpeakers",
     "UsTokenizerConfig",
     "UsTokenizerForUnderstanding",
     "UsTokenizerForUnderstandingConfig",
@@ -41,6 +43,13 @@ PUBLIC = [
     "WavTokenizerConfig",
     "WavTokenizerModel",
     "__version__",
+    "bundle_remote_code",
+    "create_model_card",
+    "dualspeech_lora_config",
+    "extend_tokenizer",
+    "load_audio",
+    "push_to_hub",
+    "save_audio",
 ]
 
 # Prints the name of every class that the Auto classes know for our model types.
