@@ -182,7 +182,10 @@ def convert(
     state = load_foreign_state_dict(checkpoint)
     text_config = AutoConfig.from_pretrained(checkpoint)
     if adapter is not None:
-        adapter_config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = Path(adapter) / "adapter_config.json"
+        if not settings.is_file():
+            raise ValueError(f"adapter: {str(adapter)!r} has no adapter_config.json; it is needed for the merge.")
+        adapter_config = json.loads(settings.read_text(encoding="utf-8"))
         state = merge_adapter(state, load_foreign_state_dict(adapter), adapter_config)
     config = released_config(state, text_config, semantic_codebook_size, num_attention_heads)
     save_converted(build_model(state, config), output_dir)
