@@ -13,9 +13,10 @@ import torch
 import transformers
 
 
-def best_seconds(function: Callable[[], object], repeats: int) -> float:
-    """The shortest of `repeats` timed calls, behind one call that is not timed."""
-    function()
+def best_seconds(function: Callable[[], object], repeats: int, warm: bool = True) -> float:
+    """The shortest of `repeats` timed calls, behind one call that is not timed (unless it is warm already)."""
+    if warm:
+        function()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -24,16 +25,16 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def read_seconds(num_bytes: int, repeats: int = 20) -> float:
-    """Seconds to read an fp32 array of `num_bytes` once (its sum), the best of `repeats`."""
+def read_seconds(num_bytes: int, times: int = 100, repeats: int = 3) -> float:
+    """Seconds to read an fp32 array of `num_bytes` (its sum): the mean of `times` reads in a row, the best of
+    `repeats` such series. Single reads are too short: some look faster than the memory is."""
     array = torch.ones(num_bytes // 4)
-    return best_seconds(array.sum, repeats)
 
+    def series():
+        for _ in range(times):
+            array.sum()
 
-def copy_bandwidth(num_bytes: int = 1 << 28, repeats: int = 20) -> float:
-    """Bytes per second of copying an array of `num_bytes`; each byte counts as read and as written."""
-    source, target = torch.ones(num_bytes // 4), torch.empty(num_bytes // 4)
-    return 2 * num_bytes / best_seconds(lambda: target.copy_(source), repeats)
+    return best_seconds(series, repeats) / times
 
 
 def describe() -> str:
@@ -53,4 +54,4 @@ def describe() -> str:
 if __name__ == "__main__":
     size = 1 << 28
     print(describe())
-    print(f"memory: read {size / read_seconds(size) / 1e9:.1f} GB/s, copy {copy_bandwidth(size) / 1e9:.1f} GB/s")
+    print(f"memory: {size / read_seconds(size) / 1e9:.1f} GB/s read")
