@@ -137,6 +137,6 @@ def test_adapters_that_are_not_understood_are_refused(adapter_case, change, mess
 def test_an_adapter_needs_its_settings(adapter_case):
     folder, *_ = adapter_case
     (folder / "adapter" / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match="adapter_config.json"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
         convert(folder / "base", folder / "out", folder / "adapter")
     assert not (folder / "out").exists()
