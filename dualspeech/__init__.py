@@ -1,4 +1,4 @@
-"""Speech language models as Hugging Face classes: DualSpeechLM (arXiv 2508.08961) and MOSS-Speech (arXiv 2510.00499).
+"""Speech language models as Hugging Face classes: DualSpeechLM (arXiv 2508.08961).
 
 Importing this package registers its classes with the Auto classes of transformers. Model code is loaded on first use.
 """

@@ -117,9 +117,10 @@ def mix(examples: list[dict], weights: str, seed: int) -> Dataset:
     by_task = defaultdict(list)
     for example in examples:
         by_task[TASK_NAMES[example["task_type_ids"]]].append(example)
-    wrong = sorted(set(table) - set(TASK_IDS)) + sorted(set(by_task) - set(table))
-    if wrong:
-        raise ValueError(f"`task_weights` {weights!r}: unknown tasks, or tasks of the data without a weight: {wrong}")
+    if unknown := sorted(set(table) - set(TASK_IDS)):
+        raise ValueError(f"`task_weights` has unknown tasks {unknown}; accepted are {sorted(TASK_IDS)}")
+    if missing := sorted(set(by_task) - set(table)):
+        raise ValueError(f"`task_weights` has no weight for {missing}, which the data hold")
     total = sum(table[name] for name in by_task)
     return interleave_datasets(
         [Dataset.from_list(rows) for rows in by_task.values()],

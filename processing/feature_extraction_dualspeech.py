@@ -1,5 +1,6 @@
 """Recordings as batches of samples, at the rate of the semantic tokenizer and at the rate of the codec."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,14 @@ class DualSpeechFeatureExtractor(SequenceFeatureExtractor):
         recordings = [raw_speech] if is_one_recording(raw_speech) else list(raw_speech)
         if not recordings:
             raise ValueError("`raw_speech` is an empty list; at least one recording is needed")
-        recordings = [self._check_duration(*read_audio(recording, sampling_rate)) for recording in recordings]
+        accepted = self._accepted_rates(return_codec_values)
+        sources, recordings = recordings, []
+        for number, source in enumerate(sources):
+            array, rate = read_audio(source, sampling_rate)
+            name = f" {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else ""
+            place = f" (recording {number} of {len(sources)})" if len(sources) > 1 else ""
+            self._check_recording(f"`audio`{name}{place}", array, rate, None if resample else accepted)
+            recordings.append((array, rate))
         wanted = {
             ("input_values", "num_samples"): (return_input_values, self.sampling_rate),
             ("codec_values", "num_codec_samples"): (return_codec_values, self.codec_sampling_rate),
@@ -96,7 +104,7 @@ class DualSpeechFeatureExtractor(SequenceFeatureExtractor):
         for (values_name, lengths_name), (is_wanted, rate) in wanted.items():
             if not is_wanted:
                 continue
-            values = [self._at_rate(*recording, rate, resample) for recording in recordings]
+            values = [resample_audio(array, old_rate, rate) for array, old_rate in recordings]
             data[lengths_name] = np.array([len(value) for value in values])
             data[values_name] = self.pad(
                 BatchFeature({"input_values": values}),
@@ -111,23 +119,23 @@ class DualSpeechFeatureExtractor(SequenceFeatureExtractor):
         """Leave recordings as they are (the pipelines call this): files are read, with all checks, by `__call__`."""
         return audio
 
-    def _check_duration(self, array: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
+    def _accepted_rates(self, needs_codec_values: bool) -> tuple[int, ...]:
+        """Rates that need no `resample=True`: the needed ones, and down from the codec's."""
+        if needs_codec_values:
+            return (self.codec_sampling_rate,)
+        return tuple(sorted({self.sampling_rate, max(self.sampling_rate, self.codec_sampling_rate)}))
+
+    def _check_recording(self, name: str, array: np.ndarray, rate: int, accepted: tuple[int, ...] | None) -> None:
         seconds = len(array) / rate
         if not self.min_seconds <= seconds <= self.max_seconds:
             raise ValueError(
-                f"`audio` is {seconds:.3f} s long; accepted are {self.min_seconds} s to {self.max_seconds} s"
+                f"{name} is {seconds:.3f} s long; accepted are {self.min_seconds} s to {self.max_seconds} s"
             )
-        return array, rate
-
-    def _at_rate(self, array: np.ndarray, rate: int, new_rate: int, resample: bool) -> np.ndarray:
-        if rate == new_rate:
-            return array
-        is_codec_rate_down = rate == self.codec_sampling_rate and new_rate == self.sampling_rate < rate
-        if not (resample or is_codec_rate_down):
+        if accepted is not None and rate not in accepted:
             raise ValueError(
-                f"`sampling_rate` of `audio` is {rate} Hz, needed are {new_rate} Hz; pass `resample=True` to convert it"
+                f"{name} has a sampling rate of {rate} Hz; accepted are {' and '.join(map(str, accepted))} Hz here. Pass "
+                "`resample=True` to convert it"
             )
-        return resample_audio(array, rate, new_rate)
 
 
 __all__ = ["DualSpeechFeatureExtractor"]

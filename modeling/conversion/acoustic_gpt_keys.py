@@ -1,4 +1,4 @@
-"""Names of AcousticGPT in the released DualSpeechLM checkpoints, and ours."""
+"""Names of AcousticGPT in checkpoints of the released DualSpeechLM code, and ours."""
 
 import re
 from collections.abc import Mapping

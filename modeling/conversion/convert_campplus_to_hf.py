@@ -1,4 +1,4 @@
-"""Convert a released CAM++ checkpoint (3D-Speaker, `.bin` or `.pt`) into [`CamPPlusModel`].
+r"""Convert a released CAM++ checkpoint (3D-Speaker, `.bin` or `.pt`) into [`CamPPlusModel`].
 
     python -m dualspeech.modeling.conversion.convert_campplus_to_hf \
         --checkpoint campplus_voxceleb.bin --output_dir campplus-512/

@@ -1,4 +1,4 @@
-"""Convert a released-layout DualSpeechLM checkpoint into [`DualSpeechForConditionalGeneration`].
+r"""Convert a released-layout DualSpeechLM checkpoint into [`DualSpeechForConditionalGeneration`].
 
 Two layouts are read: the merged folder (`config.json` of a Phi-3 and weights under `model.*`, `lm_head.*`,
 `llama_decoder_proj.*`, `lm_decoder.*`, `gpt_head.*`, `speaker_module.*`), and a training checkpoint (a PEFT adapter with
@@ -9,8 +9,8 @@ fully saved modules) on top of its base language model.
         --output_dir out/
 
 Sizes are read from the tensors. The number of attention heads of AcousticGPT and the number of speech codes cannot be
-and are arguments. The input table and the head of AcousticGPT are two tensors in released checkpoints (training untied
-them) and stay two.
+and are arguments. The input table and the head of AcousticGPT are two tensors in checkpoints of the released code (training
+unties them) and stay two.
 """
 
 import argparse
@@ -196,8 +196,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, help="merged model, or base language model with --adapter")
     parser.add_argument("--adapter", help="folder of the training checkpoint")
     parser.add_argument("--output_dir", required=True, help="new or empty folder")
-    parser.add_argument("--semantic_codebook_size", type=int, default=1024)
-    parser.add_argument("--num_attention_heads", type=int, default=8, help="heads of AcousticGPT")
+    parser.add_argument("--semantic_codebook_size", type=int, default=1024, help="speech codes (default: 1024)")
+    parser.add_argument("--num_attention_heads", type=int, default=8, help="heads of AcousticGPT (default: 8)")
     options = parser.parse_args(args)
     with torch.no_grad():
         convert(**vars(options))

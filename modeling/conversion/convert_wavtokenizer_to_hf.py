@@ -1,4 +1,4 @@
-"""Convert a WavTokenizer checkpoint into [`WavTokenizerModel`].
+r"""Convert a WavTokenizer checkpoint into [`WavTokenizerModel`].
 
 Three layouts are read: the released Lightning file (entry `state_dict` with `feature_extractor.*`, `backbone.*`,
 `head.*`, beside discriminators and an EnCodec decoder that nothing uses), and the two of transformers' own port

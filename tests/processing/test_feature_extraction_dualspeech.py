@@ -54,7 +54,7 @@ def test_only_the_way_down_from_the_codec_rate_needs_no_flag(rate, codec, passes
         extractor(recording, return_codec_values=codec)
     else:
         needed = 24000 if codec else 16000
-        with pytest.raises(ValueError, match=f"is {rate} Hz, needed are {needed} Hz; pass `resample=True`"):
+        with pytest.raises(ValueError, match=f"of {rate} Hz; accepted are .*{needed}.* Hz here. Pass `resample=True`"):
             extractor(recording, return_codec_values=codec)
     batch = extractor(recording, return_codec_values=True, resample=True)
     assert batch["num_samples"].tolist() == [3200] and batch["num_codec_samples"].tolist() == [4800]
@@ -62,7 +62,7 @@ def test_only_the_way_down_from_the_codec_rate_needs_no_flag(rate, codec, passes
 
 def test_other_rates():
     extractor = DualSpeechFeatureExtractor(sampling_rate=8000, codec_sampling_rate=4000)
-    with pytest.raises(ValueError, match="is 4000 Hz, needed are 8000 Hz"):
+    with pytest.raises(ValueError, match="of 4000 Hz; accepted are 8000 Hz"):
         extractor((tone(0.2, 4000), 4000))
     batch = extractor((tone(0.2, 4000), 4000), return_codec_values=True, resample=True)
     assert batch["num_samples"].tolist() == [1600] and batch["num_codec_samples"].tolist() == [800]
@@ -99,3 +99,12 @@ def test_save_and_load(tmp_path):
     extractor.save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
     assert type(loaded) is DualSpeechFeatureExtractor and loaded.to_dict() == extractor.to_dict()
+
+
+def test_errors_name_the_recording(tmp_path):
+    path = str(tmp_path / "high.wav")
+    soundfile.write(path, tone(0.5, 44100), 44100)
+    with pytest.raises(ValueError, match=r"high.wav' \(recording 1 of 2\) has a sampling rate of 44100 Hz"):
+        DualSpeechFeatureExtractor()([(tone(0.2), 16000), path])
+    with pytest.raises(ValueError, match=r"`audio` \(recording 0 of 2\) is 0.050 s long"):
+        DualSpeechFeatureExtractor()([(tone(0.05), 16000), path])

@@ -130,13 +130,13 @@ def test_encode_audio_in_a_batch_equals_alone(processor):
         assert row["acoustic_codes"].tolist() == alone["acoustic_codes"].tolist()
         np.testing.assert_allclose(row["speaker_embeds"], alone["speaker_embeds"], rtol=1e-4, atol=1e-6)
     assert len(together[0]["acoustic_codes"]) == 100 and len(together[1]["acoustic_codes"]) == 40
-    with pytest.raises(ValueError, match="is 16000 Hz, needed are 24000 Hz"):
+    with pytest.raises(ValueError, match="of 16000 Hz; accepted are 24000 Hz"):
         processor.encode_audio((tone(0.5), 16000))
 
 
 def test_resampling_must_be_asked_for(processor):
     recording = (tone(0.3, 44100), 44100)
-    with pytest.raises(ValueError, match="is 44100 Hz, needed are 16000 Hz"):
+    with pytest.raises(ValueError, match="of 44100 Hz; accepted are 16000 and 24000 Hz"):
         processor(task="asr", audio=recording)
     assert processor(task="asr", audio=recording, resample=True)["input_ids"].shape[0] == 1
 
