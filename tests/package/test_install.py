@@ -1,5 +1,6 @@
 """The package imports from a wheel, an ordinary install, an editable install and a source checkout."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def library_files(root):
 def pip(*arguments):
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", *map(str, arguments)],
-        cwd=Path(sys.executable).parent,  # in the checkout, pip would take its egg-info for an installed package
+        # In the checkout, or with it on the path, pip would take its egg-info for an installed package.
+        cwd=Path(sys.executable).parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
