@@ -18,7 +18,6 @@ import transformers
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 FOLDER = HERE.parent / ".transformers_tests" / transformers.__version__
 # place among the unpacked files -> our stand-in
 STAND_INS = {
@@ -77,8 +76,6 @@ except (OSError, subprocess.TimeoutExpired, StopIteration, tarfile.TarError) as 
     pytest.skip(f"the test mixins of transformers cannot be fetched: {error}", allow_module_level=True)
 
 sys.path.insert(0, str(FOLDER))
-# rank processes are spawned: they find both packages through the environment
-os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from transformers_tests import test_fsdp_mixin, test_tensor_parallel_mixin  # noqa: E402
 from transformers_tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
