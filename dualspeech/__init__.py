@@ -1,4 +1,4 @@
-"""Speech language models as Hugging Face classes: DualSpeechLM (arXiv 2508.08961).
+"""Speech language models as Hugging Face classes: DualSpeechLM (arXiv 2508.08961), MOSS-Speech (arXiv 2510.00499).
 
 Importing this package registers its classes with the Auto classes of transformers. Model code is loaded on first use.
 """
@@ -22,6 +22,7 @@ _EXPORTS = {
     **{name: module for module, name in _registry.CONFIGS.values()},
     **{name: module for classes in _registry.CLASSES.values() for module, name in classes.values()},
     "DualSpeechDataCollator": "training.data_collator",
+    "MossSpeechVoice": "modeling.moss_speech_voice",
     "PrecomputedSpeakers": "modeling.speaker_adapters",
     "bundle_remote_code": "hub",
     "create_model_card": "hub",

@@ -24,6 +24,11 @@ CONFIGS = {
     "dual_tokenizer": ("configuration.configuration_dual_tokenizer", "DualTokenizerConfig"),
     "acoustic_gpt": ("configuration.configuration_acoustic_gpt", "AcousticGPTConfig"),
     "dualspeech": ("configuration.configuration_dualspeech", "DualSpeechConfig"),
+    "moss_speech": ("configuration.configuration_split_layer_qwen3", "SplitLayerQwen3Config"),
+    "whisper_vq": ("configuration.configuration_whisper_vq", "WhisperVqConfig"),
+    "flow_decoder": ("configuration.configuration_flow_decoder", "FlowDecoderConfig"),
+    "hift": ("configuration.configuration_hift", "HiFTConfig"),
+    "moss_speech_codec": ("configuration.configuration_moss_speech_codec", "MossSpeechCodecConfig"),
 }
 
 # Auto class -> model_type -> (module, class)
@@ -40,22 +45,40 @@ CLASSES = {
         "dual_tokenizer": ("modeling.modeling_dual_tokenizer", "DualTokenizerModel"),
         "acoustic_gpt": ("modeling.modeling_acoustic_gpt", "AcousticGPTModel"),
         "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration"),
+        "moss_speech": ("modeling.modeling_split_layer_qwen3", "SplitLayerQwen3Model"),
+        "whisper_vq": ("modeling.modeling_whisper_vq", "WhisperVqModel"),
+        "flow_decoder": ("modeling.modeling_flow_decoder", "FlowDecoderModel"),
+        "hift": ("modeling.modeling_hift", "HiFTModel"),
+        "moss_speech_codec": ("modeling.modeling_moss_speech_codec", "MossSpeechCodecModel"),
     },
-    "AutoModelForCausalLM": {"acoustic_gpt": ("modeling.modeling_acoustic_gpt", "AcousticGPTForCausalLM")},
-    "AutoModelForMultimodalLM": {"dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration")},
+    "AutoModelForCausalLM": {
+        "acoustic_gpt": ("modeling.modeling_acoustic_gpt", "AcousticGPTForCausalLM"),
+        "moss_speech": ("modeling.modeling_split_layer_qwen3", "SplitLayerQwen3ForCausalLM"),
+    },
+    "AutoModelForMultimodalLM": {
+        "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration"),
+        "moss_speech": ("modeling.modeling_split_layer_qwen3", "SplitLayerQwen3ForCausalLM"),
+    },
     "AutoModelForTextToWaveform": {
         "dualspeech": ("modeling.modeling_dualspeech", "DualSpeechForConditionalGeneration")
     },
     "AutoModelForAudioTokenization": {
-        "dualspeech_wavtokenizer": ("modeling.modeling_wavtokenizer", "WavTokenizerModel")
+        "dualspeech_wavtokenizer": ("modeling.modeling_wavtokenizer", "WavTokenizerModel"),
+        "moss_speech_codec": ("modeling.modeling_moss_speech_codec", "MossSpeechCodecModel"),
     },
     "AutoModelForAudioXVector": {"campplus": ("modeling.modeling_campplus", "CamPPlusModel")},
     "AutoFeatureExtractor": {
         "campplus": ("processing.feature_extraction_kaldi_fbank", "KaldiFbankFeatureExtractor"),
         "dual_tokenizer": ("processing.feature_extraction_dualspeech", "DualSpeechFeatureExtractor"),
         "dualspeech": ("processing.feature_extraction_dualspeech", "DualSpeechFeatureExtractor"),
+        "whisper_vq": ("processing.feature_extraction_moss_speech", "MossSpeechFeatureExtractor"),
+        "moss_speech_codec": ("processing.feature_extraction_moss_speech", "MossSpeechFeatureExtractor"),
+        "moss_speech": ("processing.feature_extraction_moss_speech", "MossSpeechFeatureExtractor"),
     },
-    "AutoProcessor": {"dualspeech": ("processing.processing_dualspeech", "DualSpeechProcessor")},
+    "AutoProcessor": {
+        "dualspeech": ("processing.processing_dualspeech", "DualSpeechProcessor"),
+        "moss_speech": ("processing.processing_moss_speech", "MossSpeechProcessor"),
+    },
 }
 
 # Auto class -> (module of `transformers.models.auto`, its table); all others are model classes of `modeling_auto`.
