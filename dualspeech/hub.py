@@ -48,6 +48,28 @@ audio = codec.decode(codes).audio_values""",
 model = AutoModelForAudioXVector.from_pretrained("{model_id}")
 vector = model(**features(waveform, sampling_rate=16000, return_tensors="pt")).embeddings""",
     ),
+    "moss_speech": (
+        "any-to-any",
+        """processor = AutoProcessor.from_pretrained("{model_id}")
+model = AutoModelForCausalLM.from_pretrained("{model_id}")
+
+conversation = [{{"role": "user", "content": {{"type": "audio", "path": "question.wav"}}}}]
+output = model.generate(**processor(conversation, "audio"))
+result = processor.batch_decode(output, voice="voice.wav")[0]  # result.audio at result.sampling_rate""",
+    ),
+    "moss_speech_codec": (
+        "feature-extraction",
+        """codec = AutoModel.from_pretrained("{model_id}")
+codes = codec.encode_waveform(waveforms).codes  # waveforms [B, S] at 16 kHz
+audio = codec.decode(codes)  # [B, 1, samples] at 24 kHz""",
+    ),
+    "whisper_vq": (
+        "feature-extraction",
+        """model = AutoModel.from_pretrained("{model_id}")
+codes = model.encode_waveform(waveforms).codes  # waveforms [B, S] at 16 kHz""",
+    ),
+    "flow_decoder": ("text-to-audio", _AUTO_MODEL),
+    "hift": ("text-to-audio", _AUTO_MODEL),
     "us_tokenizer": ("feature-extraction", _AUTO_MODEL),
     "us_tokenizer_for_understanding": ("feature-extraction", _AUTO_MODEL),
     "kmeans_tokenizer": ("feature-extraction", _AUTO_MODEL),
