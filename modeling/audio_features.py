@@ -1,4 +1,5 @@
-"""Resampling, Kaldi filter banks and Whisper's log-mel spectrogram: batched, differentiable torch functions.
+"""Resampling, Kaldi filter banks, and the log-mel spectrograms of Whisper and of vocoders: batched, differentiable torch
+functions.
 
 They need neither torchaudio nor a feature extractor and run on the device of their input. Everything is computed in
 float32, or float64 for float64 input, whatever autocast says; lower precisions come back as float32. Constants are
@@ -20,6 +21,8 @@ KALDI_LOW_FREQUENCY = 20.0
 KALDI_PREEMPHASIS = 0.97
 KALDI_ENERGY_FLOOR = 1.1920928955078125e-07
 WHISPER_SAMPLING_RATE, WHISPER_N_FFT, WHISPER_HOP_LENGTH = 16000, 400, 160
+VOCODER_POWER_OFFSET = 1e-9  # keeps the slope of the magnitude finite in silence
+VOCODER_MEL_FLOOR = 1e-5
 
 
 def _full_precision(function):
@@ -168,12 +171,20 @@ def centred_kaldi_fbank(
 
 
 @functools.lru_cache(maxsize=8)
-def _slaney_filters(num_mel_bins: int) -> np.ndarray:
-    """Mel filters of equal area on Slaney's scale: linear below 1000 Hz, logarithmic above."""
+def _slaney_filters(
+    num_mel_bins: int,
+    n_fft: int = WHISPER_N_FFT,
+    sampling_rate: int = WHISPER_SAMPLING_RATE,
+    max_frequency: float = 8000.0,
+) -> np.ndarray:
+    """Mel filters of equal area on Slaney's scale: linear below 1000 Hz, logarithmic above. `[n_fft // 2 + 1, bins]`."""
     break_mel, log_step = 15.0, math.log(6.4) / 27.0
-    mels = np.linspace(0.0, break_mel + math.log(WHISPER_SAMPLING_RATE / 2 / 1000.0) / log_step, num_mel_bins + 2)
+    top = max_frequency * 3.0 / 200.0
+    if max_frequency > 1000.0:
+        top = break_mel + math.log(max_frequency / 1000.0) / log_step
+    mels = np.linspace(0.0, top, num_mel_bins + 2)
     edges = np.where(mels < break_mel, mels * 200.0 / 3.0, 1000.0 * np.exp(log_step * (mels - break_mel)))
-    filters = _triangles(edges, np.fft.rfftfreq(WHISPER_N_FFT, 1 / WHISPER_SAMPLING_RATE))
+    filters = _triangles(edges, np.fft.rfftfreq(n_fft, 1 / sampling_rate))
     return filters * 2.0 / (edges[2:] - edges[:-2])
 
 
@@ -205,10 +216,54 @@ def log_mel_spectrogram(waveform: Tensor, num_mel_bins: int = 80, n_frames: int 
     return ((log_mel + 4.0) / 4.0).reshape(*waveform.shape[:-1], num_mel_bins, n_frames)
 
 
+@_full_precision
+def vocoder_log_mel(
+    waveform: Tensor,
+    num_mel_bins: int = 80,
+    sampling_rate: int = 24000,
+    n_fft: int = 1920,
+    hop_length: int = 480,
+    max_frequency: float = 8000.0,
+) -> Tensor:
+    """The mel spectrogram that HiFT turns into sound, as a voice prompt needs it (CosyVoice 2, MOSS-Speech).
+
+    Reflection by `(n_fft - hop_length) / 2` samples on both sides, periodic Hann window of `n_fft` samples, magnitude
+    `sqrt(re^2 + im^2 + 1e-9)`, Slaney's mel filters from 0 Hz, natural logarithm above 1e-5.
+
+    Args:
+        waveform (`torch.Tensor`): `[..., S]`, floating point in [-1, 1], S > (n_fft - hop_length) / 2.
+        num_mel_bins (`int`): number of mel bins.
+        sampling_rate (`int`): rate of the waveform in Hz.
+        n_fft, hop_length (`int`): window and shift in samples.
+        max_frequency (`float`): upper edge of the last filter in Hz.
+
+    Returns:
+        `torch.Tensor`: `[..., num_mel_bins, floor(S / hop_length)]`.
+
+    Raises:
+        ValueError: too few samples to reflect, or a waveform that is not floating point.
+    """
+    num_samples, margin = waveform.shape[-1], (n_fft - hop_length) // 2
+    if num_samples <= margin:
+        raise ValueError(
+            f"waveform has {num_samples} samples; the mel spectrogram reflects {margin} and needs at least {margin + 1} "
+            f"({(margin + 1) / sampling_rate * 1000:.1f} ms at {sampling_rate} Hz)"
+        )
+    rows = waveform.reshape(-1, 1, num_samples)
+    padded = torch.nn.functional.pad(rows, (margin, margin), mode="reflect").squeeze(1)
+    window = torch.hann_window(n_fft, dtype=waveform.dtype, device=waveform.device)
+    spectrum = torch.stft(padded, n_fft, hop_length, window=window, center=False, return_complex=True)
+    magnitude = (spectrum.real.square() + spectrum.imag.square() + VOCODER_POWER_OFFSET).sqrt()
+    filters = _slaney_filters(num_mel_bins, n_fft, sampling_rate, float(max_frequency))
+    mel = torch.as_tensor(filters, dtype=magnitude.dtype, device=magnitude.device).T @ magnitude
+    return mel.clamp(min=VOCODER_MEL_FLOOR).log().reshape(*waveform.shape[:-1], num_mel_bins, -1)
+
+
 __all__ = [
     "centred_kaldi_fbank",
     "kaldi_fbank",
     "log_mel_spectrogram",
     "num_kaldi_frames",
     "resample",
+    "vocoder_log_mel",
 ]

@@ -12,6 +12,7 @@ from dualspeech.modeling.audio_features import (
     log_mel_spectrogram,
     num_kaldi_frames,
     resample,
+    vocoder_log_mel,
 )
 from tests.fixture_checks import check, load
 
@@ -126,3 +127,51 @@ def test_precision_and_gradient(function):
     assert waveform.grad.isfinite().all() and waveform.grad.any()
     with pytest.raises(ValueError, match="floating point"):
         function(torch.zeros(1, 1600, dtype=torch.int16))
+
+
+@pytest.mark.parametrize("case", [".0", ".1", ".2", ".3", "_tone"])
+def test_vocoder_mel_recorded(case):
+    _, tensors, meta = load("moss_prompt_mel")
+    sizes = meta["config"]
+    waveform = tensors["tone" if case == "_tone" else f"waveform{case}"]
+    mel = vocoder_log_mel(
+        waveform, sizes["num_mels"], sizes["sampling_rate"], sizes["n_fft"], sizes["hop_size"], sizes["fmax"]
+    )
+    check(mel.T, f"mel{case}", tensors, meta)
+
+
+def naive_vocoder_mel(signal, bins, rate, n_fft, hop, top):
+    """One frame at a time, in double precision, with the filters of transformers."""
+    margin = (n_fft - hop) // 2
+    padded = np.pad(signal, margin, mode="reflect")
+    filters = mel_filter_bank(n_fft // 2 + 1, bins, 0.0, top, rate, norm="slaney", mel_scale="slaney")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    frames = []
+    for start in range(0, len(padded) - n_fft + 1, hop):
+        spectrum = np.fft.rfft(padded[start : start + n_fft] * window)
+        frames.append(np.log(np.maximum(np.sqrt(np.abs(spectrum) ** 2 + 1e-9) @ filters, 1e-5)))
+    return np.stack(frames, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("bins", "rate", "n_fft", "hop", "top", "samples"),
+    [(80, 24000, 1920, 480, 8000.0, 4321), (24, 8000, 256, 64, 4000.0, 97), (10, 16000, 512, 100, 900.0, 1000)],
+)
+def test_vocoder_mel_equals_the_frames(bins, rate, n_fft, hop, top, samples):
+    signal = torch.randn(2, samples, dtype=torch.float64) * 0.1
+    signal[1, samples // 2 :] = 0
+    mel = vocoder_log_mel(signal, bins, rate, n_fft, hop, top)
+    assert mel.shape == (2, bins, samples // hop)
+    for row in range(2):
+        expected = naive_vocoder_mel(signal[row].numpy(), bins, rate, n_fft, hop, top)
+        np.testing.assert_allclose(mel[row].numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_vocoder_mel_gradient_and_refusals():
+    signal = torch.zeros(2, 960, requires_grad=True)
+    vocoder_log_mel(signal + 1e-3).sum().backward()
+    assert signal.grad.isfinite().all()
+    with pytest.raises(ValueError, match=r"720 samples; .* needs at least 721"):
+        vocoder_log_mel(torch.zeros(720))
+    with pytest.raises(ValueError, match="floating point"):
+        vocoder_log_mel(torch.zeros(2000, dtype=torch.int16))
