@@ -1,0 +1,483 @@
+"""Split-layer Qwen3, the language model of MOSS-Speech: a shared trunk, then a text branch and an audio branch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3DecoderLayer,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
+from .split_layer_cache import BRANCHES, SplitLayerCache
+from .split_layer_loss import split_layer_loss
+from .split_layer_rows import check_flat, rows_to_flat
+
+_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+
+
+@dataclass
+class SplitLayerModelOutput(ModelOutput):
+    """
+    Output of [`SplitLayerQwen3Model`]. A branch that was not asked for leaves its fields `None`.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): text branch after its norm.
+        past_key_values (`Cache`, *optional*): keys and values of trunk and branches.
+        hidden_states, attentions (*optional*): embeddings, layers of the trunk, layers of the text branch. Rows that
+            the text branch catches up with are among those of its layers.
+        audio_last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): audio branch after its norm.
+        trunk_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): what both branches read.
+        audio_hidden_states, audio_attentions (*optional*): layers of the audio branch, with
+            `output_audio_hidden_states` and `output_audio_attentions`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    audio_last_hidden_state: torch.FloatTensor | None = None
+    trunk_hidden_state: torch.FloatTensor | None = None
+    audio_hidden_states: tuple | None = None
+    audio_attentions: tuple | None = None
+
+
+@dataclass
+class SplitLayerCausalLMOutput(ModelOutput):
+    """
+    Output of [`SplitLayerQwen3ForCausalLM`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum over all targets, divided by their number.
+        logits (`torch.FloatTensor` of shape `(batch, kept, vocab_size + audio_vocab_size)`): next flat id: text
+            scores, then audio scores; `-inf` for a branch that was not asked for.
+        text_loss, audio_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over the targets of that head.
+        text_logits (`torch.FloatTensor` of shape `(batch, kept, vocab_size)`, *optional*): scores of the text head.
+        audio_logits (`torch.FloatTensor` of shape `(batch, kept, audio_vocab_size)`, *optional*): of the audio head.
+        past_key_values, hidden_states, attentions, audio_hidden_states, audio_attentions (*optional*): as in
+            [`SplitLayerModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    audio_loss: torch.FloatTensor | None = None
+    text_logits: torch.FloatTensor | None = None
+    audio_logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    audio_hidden_states: tuple | None = None
+    audio_attentions: tuple | None = None
+
+
+class SplitLayerBlock(nn.Module):
+    """
+    Qwen3 layers in a row.
+
+    Args:
+        config (`SplitLayerQwen3Config`): of the model.
+        num_layers (`int`): layers of the block.
+        depth (`int`): layers before the block on its path.
+        slot (`int`): place of its first layer in the cache.
+    """
+
+    def __init__(self, config: SplitLayerQwen3Config, num_layers: int, depth: int, slot: int):
+        super().__init__()
+        self.layers = nn.ModuleList([Qwen3DecoderLayer(config, depth + index) for index in range(num_layers)])
+        self.slots = {}  # kind of attention -> place of the first such layer in the cache
+        for index, layer in enumerate(self.layers):
+            layer.self_attn.layer_idx = slot + index
+            self.slots.setdefault(layer.self_attn.layer_type, slot + index)
+
+    def forward(self, hidden_states: torch.Tensor, masks: dict, **kwargs) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=masks[layer.self_attn.layer_type], **kwargs)
+        return hidden_states
+
+
+class SplitLayerQwen3PreTrainedModel(PreTrainedModel):
+    config: SplitLayerQwen3Config
+    base_model_prefix = "model"
+    input_modalities = ("text", "audio")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen3DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": [
+            OutputRecorder(Qwen3DecoderLayer, layer_name="shared_block"),
+            OutputRecorder(Qwen3DecoderLayer, layer_name="text_block"),
+        ],
+        "attentions": [
+            OutputRecorder(Qwen3Attention, index=1, layer_name="shared_block"),
+            OutputRecorder(Qwen3Attention, index=1, layer_name="text_block"),
+        ],
+        "audio_hidden_states": OutputRecorder(Qwen3DecoderLayer, layer_name="audio_block"),
+        "audio_attentions": OutputRecorder(Qwen3Attention, index=1, layer_name="audio_block"),
+    }
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """
+        Resize the text vocabulary: text table, text head and `config.vocab_size`. Flat ids of speech rows move with it.
+
+        Raises:
+            ValueError: if a special text id of the configuration would lie outside.
+        """
+        config = self.config
+        lowest = max(config.modality_pad_token_id, config.sosp_token_id) + 1
+        if new_num_tokens is not None and new_num_tokens < lowest:
+            raise ValueError(
+                f"`new_num_tokens` must be at least {lowest} to hold the special ids, got {new_num_tokens}"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        config.vocab_size = self.vocab_size = embeddings.weight.shape[0]
+        return embeddings
+
+
+class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
+    """
+    Trunk, text branch and audio branch (paper, section "Modality-based layer split"). Both branches read the raw trunk
+    states, each ends in a norm of its own, and every row takes one place in the cache of all layers. Parameter names
+    are those of the released checkpoint; with `config.num_modality_layers=0` one `norm` stands for the branches.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^text_lm_head\.", r"^audio_lm_head\."]
+
+    def __init__(self, config: SplitLayerQwen3Config):
+        super().__init__(config)
+        self.vocab_size = config.vocab_size
+        shared, layers = config.num_shared_layers, config.num_modality_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.audio_embed = nn.Embedding(config.audio_vocab_size, config.hidden_size)
+        self.shared_block = SplitLayerBlock(config, shared, depth=0, slot=0)
+        if layers:
+            self.text_block = SplitLayerBlock(config, layers, depth=shared, slot=shared)
+            self.audio_block = SplitLayerBlock(config, layers, depth=shared, slot=shared + layers)
+            self.text_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.audio_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        else:
+            self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """
+        Vectors `[batch, length, hidden]` of rows `[batch, length, 2]` or flat ids `[batch, length]` (or `[length]`,
+        for a batch of one): each row is looked up in exactly one of the two tables.
+
+        Raises:
+            ValueError: if `input_ids` have another shape, or ids outside their vocabulary. (Flat ids are looked at on
+                the CPU only: elsewhere this would stall each decoding step.)
+        """
+        if input_ids.dim() == 3:
+            flat = rows_to_flat(input_ids, self.config)
+        elif input_ids.dim() in (1, 2):
+            flat = input_ids if input_ids.dim() == 2 else input_ids[None]
+            if flat.device.type == "cpu":
+                check_flat(flat, self.config)
+        else:
+            raise ValueError(
+                "`input_ids` must be rows [batch, length, 2] or flat ids [batch, length], got shape "
+                f"{list(input_ids.shape)}"
+            )
+        is_audio = flat >= self.config.vocab_size
+        text = self.embed_tokens(flat.masked_fill(is_audio, 0))
+        audio = self.audio_embed(torch.where(is_audio, flat - self.config.vocab_size, 0))
+        return torch.where(is_audio[..., None], audio, text)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        branches: Iterable[str] | None = None,
+        **kwargs,
+    ) -> SplitLayerModelOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length, 2)` or `(batch, length)`):
+                Rows (text id, audio id) or flat ids.
+            attention_mask (`torch.Tensor` of shape `(batch, cached + length)`, *optional*):
+                1 on rows, 0 on left padding.
+            position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                By default rows are counted from 0, left out padding. Sequences packed into one are told apart by
+                positions that start anew, without `attention_mask` and cache.
+            past_key_values (`Cache`, *optional*):
+                A [`SplitLayerCache`] can put off the work of a branch that is not asked for. With other caches it runs
+                nevertheless, as its keys and values will be needed.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden)`, *optional*):
+                Instead of `input_ids`.
+            branches (iterable of `"text"` and `"audio"`, *optional*): the branches whose states are wanted; both.
+
+        Raises:
+            ValueError: if both or none of `input_ids` and `inputs_embeds` are given, on ids as for `embed`, on unknown
+                `branches`, and on a mask that is too short.
+        """
+        branches = wanted_branches(branches)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = SplitLayerCache(self.config)
+        if position_ids is None:
+            position_ids = _positions(inputs_embeds, attention_mask, past_key_values)
+
+        masks = self._masks(self.shared_block, inputs_embeds, attention_mask, past_key_values, position_ids)
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        kwargs.update(past_key_values=past_key_values, use_cache=use_cache)
+        trunk = self.shared_block(
+            inputs_embeds, masks, position_ids=position_ids, position_embeddings=position_embeddings, **kwargs
+        )
+        if self.config.num_modality_layers == 0:
+            states = dict.fromkeys(branches, self.norm(trunk))
+        else:
+            states = {
+                branch: self._branch(
+                    branch,
+                    branch in branches,
+                    trunk,
+                    masks,
+                    attention_mask,
+                    position_ids,
+                    position_embeddings,
+                    **kwargs,
+                )
+                for branch in BRANCHES
+            }
+        return SplitLayerModelOutput(
+            last_hidden_state=states.get("text"),
+            past_key_values=past_key_values if use_cache else None,
+            audio_last_hidden_state=states.get("audio"),
+            trunk_hidden_state=trunk,
+        )
+
+    def _branch(
+        self, branch, is_wanted, trunk, masks, attention_mask, position_ids, position_embeddings, **kwargs
+    ) -> torch.Tensor | None:
+        """Normed states of `branch` for the rows of `trunk`; rows that it had put off come first and go nowhere."""
+        block, norm = getattr(self, f"{branch}_block"), getattr(self, f"{branch}_norm")
+        cache, length = kwargs["past_key_values"], trunk.shape[1]
+        can_wait = cache is None or getattr(cache, "lazy", False)
+        if not is_wanted and can_wait:
+            if cache is not None:
+                cache.defer(branch, trunk, position_ids, *position_embeddings)
+            return None
+        pending = cache.take_pending(branch) if isinstance(cache, SplitLayerCache) else None
+        if pending is not None:
+            if attention_mask is not None and not (
+                isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+            ):
+                raise ValueError(
+                    "`attention_mask` must be [batch, length] while a branch has rows to catch up with: a finished mask "
+                    "does not fit them"
+                )
+            batch = trunk.shape[0]
+            new = (value.expand(batch, *value.shape[1:]) for value in (trunk, position_ids, *position_embeddings))
+            trunk, position_ids, *position_embeddings = (torch.cat(both, dim=1) for both in zip(pending, new))
+            masks = self._masks(block, trunk, attention_mask, cache, position_ids)
+        hidden = block(
+            trunk, masks, position_ids=position_ids, position_embeddings=tuple(position_embeddings), **kwargs
+        )
+        return norm(hidden[:, -length:]) if is_wanted else None
+
+    def _masks(self, block, hidden, attention_mask, cache, position_ids) -> dict:
+        """Kind of attention -> mask for `hidden` behind what the layers of `block` have in the cache."""
+        if isinstance(attention_mask, dict):  # made by `generate` for a static cache
+            return attention_mask
+        return {
+            kind: _MASKS[kind](
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                position_ids=position_ids,
+                layer_idx=slot,
+            )
+            for kind, slot in block.slots.items()
+        }
+
+
+class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, GenerationMixin):
+    """
+    [`SplitLayerQwen3Model`] with a text head and an audio head. Rows (text id, audio id) go in, scores of both heads
+    come out; which head speaks follows from the rows (`generate`).
+
+    ```python
+    >>> model = AutoModelForCausalLM.from_pretrained("OpenMOSS-Team/MOSS-Speech")
+    >>> rows = torch.tensor([[[151644, 512], [8948, 512], [198, 512]]])
+    >>> output = model(rows)
+    >>> output.text_logits.shape, output.audio_logits.shape
+    ```
+    """
+
+    output_modalities = ("text", "audio")
+    _tied_weights_keys = {
+        "text_lm_head.weight": "model.embed_tokens.weight",
+        "audio_lm_head.weight": "model.audio_embed.weight",
+    }
+    _tp_plan = {"text_lm_head": "colwise_gather_output", "audio_lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"text_lm_head": "keep_full_weight", "audio_lm_head": "keep_full_weight"}
+
+    def __init__(self, config: SplitLayerQwen3Config):
+        super().__init__(config)
+        self.model = SplitLayerQwen3Model(config)
+        self.vocab_size = config.vocab_size
+        self.text_lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.audio_lm_head = nn.Linear(config.hidden_size, config.audio_vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.text_lm_head
+
+    def set_output_embeddings(self, value):
+        self.text_lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        branches: Iterable[str] | None = None,
+        **kwargs,
+    ) -> SplitLayerCausalLMOutput:
+        """
+        Arguments as for [`SplitLayerQwen3Model.forward`], and
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, length)` or `(batch, length, 2)`, *optional*):
+                The input as flat ids (recommended: `Trainer` counts the targets of these correctly) or rows, -100 (in
+                both cells) where nothing is to be learnt; shifted inside. No cache is made unless asked for, so that
+                packed sequences stay apart.
+            use_cache (`bool`, *optional*): return keys and values.
+            logits_to_keep (`int` or `torch.Tensor`): score only the last rows (0: all) or these places.
+            branches (iterable of `"text"` and `"audio"`, *optional*): the heads to run; the loss needs both.
+            num_items_in_batch (`int`, *optional*): targets of the whole optimiser step (given by `Trainer`).
+
+        Raises:
+            ValueError: as for the model, and if `labels` do not fit the rows or come without both branches.
+        """
+        branches = wanted_branches(branches)
+        if labels is not None:
+            if len(branches) < len(BRANCHES):
+                raise ValueError(f"`labels` need both branches, got `branches` {branches}")
+            if use_cache is None and past_key_values is None:
+                use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            branches=branches,
+            **kwargs,
+        )
+        text_logits = audio_logits = loss = text_loss = audio_loss = None
+        if "text" in branches:
+            text_logits = self.text_lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if "audio" in branches:
+            audio_logits = self.audio_lm_head(slice_logits_to_keep(outputs.audio_last_hidden_state, logits_to_keep))
+        if labels is not None:
+            loss, text_loss, audio_loss = split_layer_loss(
+                text_logits,
+                audio_logits,
+                labels,
+                self.config,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
+            )
+        logits = self._flat_logits(text_logits, audio_logits)
+        # Views, so that the scores are held once.
+        return SplitLayerCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            text_loss=text_loss,
+            audio_loss=audio_loss,
+            text_logits=None if text_logits is None else logits[..., : self.config.vocab_size],
+            audio_logits=None if audio_logits is None else logits[..., self.config.vocab_size :],
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=outputs.audio_hidden_states,
+            audio_attentions=outputs.audio_attentions,
+        )
+
+    def _flat_logits(self, text_logits: torch.Tensor | None, audio_logits: torch.Tensor | None) -> torch.Tensor:
+        """Scores of all flat ids, `-inf` for a head that did not run."""
+        known = audio_logits if text_logits is None else text_logits
+        filler = known.new_full((1,), float("-inf"))
+        if text_logits is None:
+            text_logits = filler.expand(*known.shape[:-1], self.config.vocab_size)
+        if audio_logits is None:
+            audio_logits = filler.expand(*known.shape[:-1], self.config.audio_vocab_size)
+        return torch.cat((text_logits, audio_logits), dim=-1)
+
+
+def wanted_branches(branches: Iterable[str] | None) -> tuple[str, ...]:
+    """
+    `branches` in the order of the cache; both for `None`.
+
+    Raises:
+        ValueError: if it is empty or names something else.
+    """
+    if branches is None:
+        return BRANCHES
+    names = tuple(branches) if not isinstance(branches, str) else (branches,)
+    if not names or any(name not in BRANCHES for name in names):
+        raise ValueError(f"`branches` must be None or one or both of {BRANCHES}, got {branches!r}")
+    return tuple(branch for branch in BRANCHES if branch in names)
+
+
+def _positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.LongTensor:
+    """Places `[batch or 1, length]` of new rows: rows are counted, left padding is not."""
+    past = 0 if cache is None else cache.get_seq_length()
+    length = embeds.shape[1]
+    places = (torch.arange(length, device=embeds.device) + past)[None]
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return places
+    if isinstance(past, int) and attention_mask.shape[1] < past + length:
+        raise ValueError(
+            f"`attention_mask` must cover the {past} cached and the {length} new rows, got shape "
+            f"{list(attention_mask.shape)}"
+        )
+    counted = attention_mask.to(embeds.device).long().cumsum(-1) - 1
+    return counted.clamp(min=0).gather(1, places.expand(counted.shape[0], -1))
+
+
+__all__ = [
+    "SplitLayerBlock",
+    "SplitLayerCausalLMOutput",
+    "SplitLayerModelOutput",
+    "SplitLayerQwen3ForCausalLM",
+    "SplitLayerQwen3Model",
+    "SplitLayerQwen3PreTrainedModel",
+]
