@@ -304,23 +304,23 @@ def sequence_states(
         model: any `PreTrainedModel` that decodes causally; with a trunk and two branches (`SplitLayerQwen3ForCausalLM`
             or its base model) or without. In evaluation mode.
         input_ids: int64 `[L]`, or rows `[L, 2]` for a split model.
-        branch (`str`, *optional*): "text" or "audio", needed for a split model: whose layers follow the trunk. The natural
-            choice is that of the sequence; the same for both sequences compares what one branch makes of them.
+        branch (`str`, *optional*): "text" or "audio", needed for a model with branches: whose layers follow the trunk.
+            The natural choice is that of the sequence; the same for both sequences compares what one branch makes of
+            them.
         include_embeddings (`bool`): put the token embeddings in front, as `"embeddings"`.
 
     Raises:
         ValueError: empty or wrongly shaped ids; a branch that the model does not have; a model in training mode; NaN.
     """
-    split = _split_model(model)
+    split = split_model(model)
     shapes = "[L] or [L, 2]" if split is not None else "[L]"
     if input_ids.dim() not in ((1, 2) if split is not None else (1,)) or not input_ids.numel():
         raise ValueError(f"`input_ids` must be one sequence, {shapes}, that is not empty; got {list(input_ids.shape)}")
     if model.training:
         raise ValueError("`model` is in training mode, in which dropout changes its states; call `model.eval()`")
-    if split is None and branch is not None:
-        raise ValueError(f"`branch` is {branch!r}, but {type(model).__name__} has no branches; accepted is None")
-    if split is not None and branch not in BRANCHES:
-        raise ValueError(f"`branch` is {branch!r}; accepted for {type(model).__name__} are {list(BRANCHES)}")
+    accepted = BRANCHES if has_branches(model) else (None,)
+    if branch not in accepted:
+        raise ValueError(f"`branch` is {branch!r}; accepted for this {type(model).__name__} are {list(accepted)}")
     ids = input_ids[None].to(model.device)
     with torch.no_grad():
         states = _plain_states(model, ids) if split is None else _split_states(split, ids, branch)
@@ -332,12 +332,15 @@ def sequence_states(
     return LayerStates(stacked, names) if include_embeddings else LayerStates(stacked[1:], names[1:])
 
 
-def _split_model(model: nn.Module) -> nn.Module | None:
-    """The part of `model` that has a trunk and branches, if any."""
-    for candidate in (model, getattr(model, "model", None)):
-        if hasattr(candidate, "shared_block") and hasattr(candidate, "audio_block"):
-            return candidate
-    return None
+def split_model(model: nn.Module) -> nn.Module | None:
+    """The part of `model` that has a trunk (and branches, unless it is the baseline without a split); else `None`."""
+    candidates = (model, getattr(model, "model", None))
+    return next((candidate for candidate in candidates if hasattr(candidate, "shared_block")), None)
+
+
+def has_branches(model: nn.Module) -> bool:
+    """Whether `sequence_states` needs a branch for this model."""
+    return hasattr(split_model(model), "audio_block")
 
 
 def _plain_states(model: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:
@@ -352,11 +355,16 @@ def _plain_states(model: nn.Module, ids: Tensor) -> tuple[Tensor, ...]:
     return output.hidden_states
 
 
-def _split_states(split: nn.Module, ids: Tensor, branch: str) -> list[Tensor]:
-    # The layers of both branches run one after the other: hooks tell them apart, a list of outputs would not.
-    block = split.text_block if branch == "text" else split.audio_block
-    layers = [*split.shared_block.layers, *block.layers]
-    norm = split.text_norm if branch == "text" else split.audio_norm
+def _split_states(split: nn.Module, ids: Tensor, branch: str | None) -> list[Tensor]:
+    # Lists of outputs would not tell the layers of the branches apart.
+    layers = list(split.shared_block.layers)
+    wanted = {}
+    if branch is None:
+        norm = split.norm
+    else:
+        layers += getattr(split, f"{branch}_block").layers
+        norm = getattr(split, f"{branch}_norm")
+        wanted["branches"] = (branch,)
     embeddings, outputs = [], {}
 
     def first_input(module, args, kwargs):
@@ -371,7 +379,7 @@ def _split_states(split: nn.Module, ids: Tensor, branch: str) -> list[Tensor]:
     handles = [layers[0].register_forward_pre_hook(first_input, with_kwargs=True)]
     handles += [layer.register_forward_hook(keep(i)) for i, layer in enumerate([*layers, norm])]
     try:
-        split(input_ids=ids, attention_mask=ids.new_ones(ids.shape[:2]), use_cache=False)
+        split(input_ids=ids, attention_mask=ids.new_ones(ids.shape[:2]), use_cache=False, **wanted)
     finally:
         for handle in handles:
             handle.remove()
@@ -448,9 +456,11 @@ __all__ = [
     "check_spans",
     "cosine_matrix",
     "dtw_paths",
+    "has_branches",
     "layer_similarity",
     "plot_heat_maps",
     "plot_scores",
     "proportional_spans",
     "sequence_states",
+    "split_model",
 ]

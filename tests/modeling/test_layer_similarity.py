@@ -8,11 +8,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
+from dualspeech import SplitLayerQwen3Config, SplitLayerQwen3ForCausalLM
 from dualspeech.modeling.layer_similarity import (
     LayerStates,
     average_scores,
     cosine_matrix,
     dtw_paths,
+    has_branches,
     layer_similarity,
     plot_heat_maps,
     plot_scores,
@@ -241,6 +243,7 @@ PLAIN = {
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             pad_token_id=0,
         )
     ),
@@ -264,12 +267,107 @@ def test_states_of_a_plain_model(name):
     assert torch.isfinite(result.scores).all()
 
 
+def split(shared=3, branches=2):
+    config = SplitLayerQwen3Config(
+        vocab_size=60,
+        audio_vocab_size=24,
+        hidden_size=32,
+        intermediate_size=48,
+        num_shared_layers=shared,
+        num_modality_layers=branches,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        modality_pad_token_id=50,
+        sosp_token_id=51,
+        eos_token_id=52,
+        pad_token_id=53,
+        eosp_token_id=20,
+        audio_pad_token_id=12,
+    )
+    return SplitLayerQwen3ForCausalLM(config).eval()
+
+
+def rows():
+    """Some text, then speech."""
+    text = torch.stack([torch.randint(1, 40, (5,)), torch.full((5,), 12)], dim=1)
+    speech = torch.stack([torch.full((6,), 50), torch.randint(0, 20, (6,))], dim=1)
+    return torch.cat([text, torch.tensor([[51, 12]]), speech])
+
+
+@pytest.mark.parametrize("branch", ["text", "audio"])
+def test_states_of_a_split_model(branch):
+    model, ids = split(), rows()
+    found = sequence_states(model, ids, branch, include_embeddings=True)
+    assert found.layers == ("embeddings", *(f"layer {i}" for i in range(5))) and found.states.shape == (6, 12, 32)
+    core = model.model
+    expected = core(ids[None], output_hidden_states=True, output_audio_hidden_states=True)
+    assert torch.allclose(found.states[0], core.embed(ids[None])[0])
+    assert torch.allclose(found.states[3], expected.trunk_hidden_state[0], atol=1e-6)
+    last = expected.last_hidden_state if branch == "text" else expected.audio_last_hidden_state
+    assert torch.allclose(found.states[5], last[0], atol=1e-6)
+    for i in range(3):
+        assert torch.allclose(found.states[i], expected.hidden_states[i][0], atol=1e-6)
+    if branch == "text":
+        assert torch.allclose(found.states[4], expected.hidden_states[4][0], atol=1e-6)
+    # the base model, and the same rows as flat ids
+    flat = torch.where(ids[:, 0] == 50, 60 + ids[:, 1], ids[:, 0])
+    for other in (sequence_states(core, ids, branch), sequence_states(model, flat, branch)):
+        assert torch.allclose(other.states, found.states[1:], atol=1e-6) and other.layers == found.layers[1:]
+
+
+def test_no_hooks_are_left():
+    model, ids = split(), rows()
+    modules = [*model.model.shared_block.layers, *model.model.text_block.layers, model.model.text_norm]
+    before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+    sequence_states(model, ids, "text")
+    with pytest.raises(ValueError, match="text ids must be"):
+        sequence_states(model, ids + 100, "text")
+    assert before == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+
+
+def test_branches_are_told_apart():
+    model, ids = split(), rows()
+    assert has_branches(model) and has_branches(model.model) and not has_branches(PLAIN["gpt2"]())
+    text, audio = (sequence_states(model, ids, branch).states for branch in ("text", "audio"))
+    assert torch.equal(text[:3], audio[:3]) and not torch.allclose(text[3:], audio[3:], atol=1e-3)
+    for branch in (None, "speech"):
+        with pytest.raises(ValueError, match=r"`branch` is .*accepted.*'text', 'audio'"):
+            sequence_states(model, ids, branch)
+    with pytest.raises(ValueError, match=r"`input_ids` must be one sequence, \[L\] or \[L, 2\]"):
+        sequence_states(model, ids[None], "text")
+
+
+def test_states_of_the_baseline_without_a_split():
+    model, ids = split(branches=0), rows()
+    assert not has_branches(model)
+    found = sequence_states(model, ids, include_embeddings=True)
+    expected = model.model(ids[None])
+    assert found.states.shape == (4, 12, 32)
+    assert torch.allclose(found.states[3], expected.last_hidden_state[0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"accepted.*\[None\]"):
+        sequence_states(model, ids, "text")
+
+
+def test_a_qwen3_and_its_split_form_have_the_same_states_of_text():
+    plain, model = PLAIN["qwen3"]().eval(), split(shared=2, branches=1)
+    model.model.embed_tokens.load_state_dict(plain.model.embed_tokens.state_dict())
+    for new, old in zip(
+        [*model.model.shared_block.layers, *model.model.text_block.layers], plain.model.layers, strict=True
+    ):
+        new.load_state_dict(old.state_dict())
+    ids = torch.randint(1, 40, (9,))
+    expected = sequence_states(plain, ids, include_embeddings=True)
+    found = sequence_states(model, ids, "text", include_embeddings=True)
+    assert found.layers == expected.layers and torch.allclose(found.states, expected.states, atol=1e-6)
+
+
 def test_wrong_sequences_are_refused():
     model = PLAIN["qwen3"]().eval()
     for ids in (torch.zeros(0, dtype=torch.long), torch.ones(1, 3, dtype=torch.long), torch.tensor(3)):
         with pytest.raises(ValueError, match="`input_ids`"):
             sequence_states(model, ids)
-    with pytest.raises(ValueError, match=r"`branch` is 'text'.*has no branches"):
+    with pytest.raises(ValueError, match=r"`branch` is 'text'; accepted for this Qwen3ForCausalLM are \[None\]"):
         sequence_states(model, torch.ones(3, dtype=torch.long), "text")
     with pytest.raises(ValueError, match="training mode"):
         sequence_states(model.train(), torch.ones(3, dtype=torch.long))
