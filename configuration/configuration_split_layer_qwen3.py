@@ -176,10 +176,12 @@ class SplitLayerQwen3Config(Qwen3Config):
     def validate_token_ids(self):
         """Part of `@strict` validation: each id lies in its vocabulary and has one meaning."""
         ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        text = {"modality_pad_token_id": self.modality_pad_token_id, "sosp_token_id": self.sosp_token_id}
-        others = {"pad_token_id": self.pad_token_id, "bos_token_id": self.bos_token_id}
-        others |= {"eos_token_id": end for end in ends[:1]} | {
-            f"eos_token_id[{i}]": e for i, e in enumerate(ends[1:], 1)
+        text = {"modality_pad_token_id": self.modality_pad_token_id}
+        others = {
+            "sosp_token_id": self.sosp_token_id,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            **{f"eos_token_id[{index}]": end for index, end in enumerate(ends)},
         }
         others = {name: value for name, value in others.items() if value is not None}
         audio = {"eosp_token_id": self.eosp_token_id, "audio_pad_token_id": self.audio_pad_token_id}
@@ -189,7 +191,7 @@ class SplitLayerQwen3Config(Qwen3Config):
                     raise ValueError(
                         f"`{name}` must be an id of 0 to {getattr(self, size) - 1} (`{size}`), got {value}"
                     )
-        for name, value in ({"sosp_token_id": self.sosp_token_id} | others).items():
+        for name, value in others.items():
             if value == self.modality_pad_token_id:
                 raise ValueError(f"`{name}` and `modality_pad_token_id` must differ, both are {value}")
 

@@ -1,7 +1,6 @@
 """Split-layer Qwen3, the language model of MOSS-Speech: a shared trunk, then a text branch and an audio branch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,71 +14,18 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
 from .split_layer_cache import BRANCHES, SplitLayerCache
+from .split_layer_from_text import config_from_text, state_from_text
 from .split_layer_loss import split_layer_loss
+from .split_layer_outputs import SplitLayerCausalLMOutput, SplitLayerModelOutput
 from .split_layer_rows import check_flat, rows_to_flat
 
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-
-
-@dataclass
-class SplitLayerModelOutput(ModelOutput):
-    """
-    Output of [`SplitLayerQwen3Model`]. A branch that was not asked for leaves its fields `None`.
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): text branch after its norm.
-        past_key_values (`Cache`, *optional*): keys and values of trunk and branches.
-        hidden_states, attentions (*optional*): embeddings, layers of the trunk, layers of the text branch. Rows that
-            the text branch catches up with are among those of its layers.
-        audio_last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): audio branch after its norm.
-        trunk_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): what both branches read.
-        audio_hidden_states, audio_attentions (*optional*): layers of the audio branch, with
-            `output_audio_hidden_states` and `output_audio_attentions`.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
-    audio_last_hidden_state: torch.FloatTensor | None = None
-    trunk_hidden_state: torch.FloatTensor | None = None
-    audio_hidden_states: tuple | None = None
-    audio_attentions: tuple | None = None
-
-
-@dataclass
-class SplitLayerCausalLMOutput(ModelOutput):
-    """
-    Output of [`SplitLayerQwen3ForCausalLM`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum over all targets, divided by their number.
-        logits (`torch.FloatTensor` of shape `(batch, kept, vocab_size + audio_vocab_size)`): next flat id: text
-            scores, then audio scores; `-inf` for a branch that was not asked for.
-        text_loss, audio_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over the targets of that head.
-        text_logits (`torch.FloatTensor` of shape `(batch, kept, vocab_size)`, *optional*): scores of the text head.
-        audio_logits (`torch.FloatTensor` of shape `(batch, kept, audio_vocab_size)`, *optional*): of the audio head.
-        past_key_values, hidden_states, attentions, audio_hidden_states, audio_attentions (*optional*): as in
-            [`SplitLayerModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    text_loss: torch.FloatTensor | None = None
-    audio_loss: torch.FloatTensor | None = None
-    text_logits: torch.FloatTensor | None = None
-    audio_logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
-    audio_hidden_states: tuple | None = None
-    audio_attentions: tuple | None = None
 
 
 class SplitLayerBlock(nn.Module):
@@ -296,7 +242,9 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
                 )
             batch = trunk.shape[0]
             new = (value.expand(batch, *value.shape[1:]) for value in (trunk, position_ids, *position_embeddings))
-            trunk, position_ids, *position_embeddings = (torch.cat(both, dim=1) for both in zip(pending, new))
+            trunk, position_ids, *position_embeddings = (
+                torch.cat(both, dim=1) for both in zip(pending, new, strict=True)
+            )
             masks = self._masks(block, trunk, attention_mask, cache, position_ids)
         hidden = block(
             trunk, masks, position_ids=position_ids, position_embeddings=tuple(position_embeddings), **kwargs
@@ -348,6 +296,48 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, GenerationMixin
         self.text_lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.audio_lm_head = nn.Linear(config.hidden_size, config.audio_vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_text_model(
+        cls,
+        text_model: str | PreTrainedModel,
+        num_modality_layers: int = 4,
+        audio_vocab_size: int = 16512,
+        vocab_size: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        **kwargs,
+    ) -> "SplitLayerQwen3ForCausalLM":
+        """
+        Build the model from a Qwen3 language model, as the paper starts: the last `num_modality_layers` layers, and
+        the final norm, become the text branch and, copied, the audio branch; the audio table and the audio head are
+        drawn anew. Rows of text then give the logits of the Qwen3 model, bit for bit in fp32, and still do after
+        training nothing but the audio parts (stage 1 of the paper).
+
+        Args:
+            text_model (`str` or `Qwen3ForCausalLM`):
+                A checkpoint, or the model itself, which is left as it is and shares no weights with the new one.
+            num_modality_layers (`int`): K; 0 builds the baseline without a split.
+            audio_vocab_size (`int`): audio ids.
+            vocab_size (`int`, *optional*):
+                Text ids to keep, from the first on; all by default. (Qwen3-8B has 151936, the released model 151680.)
+            dtype (`str` or `torch.dtype`, *optional*): of the new model; that of `text_model` by default.
+            kwargs: fields of [`SplitLayerQwen3Config`]: special ids, loss weights.
+
+        Raises:
+            ValueError: if `text_model` is no Qwen3 language model or has too few layers or ids, or a field is unknown.
+        """
+        config, text_model, is_ours = config_from_text(
+            text_model, dtype, num_modality_layers, audio_vocab_size, vocab_size, **kwargs
+        )
+        state = state_from_text(text_model, config, copy=not is_ours)
+        model = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=text_model.dtype if dtype is None else dtype,
+            attn_implementation=text_model.config._attn_implementation,
+        )
+        return model.to(text_model.device)
 
     def get_output_embeddings(self):
         return self.text_lm_head
@@ -475,8 +465,6 @@ def _positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache:
 
 __all__ = [
     "SplitLayerBlock",
-    "SplitLayerCausalLMOutput",
-    "SplitLayerModelOutput",
     "SplitLayerQwen3ForCausalLM",
     "SplitLayerQwen3Model",
     "SplitLayerQwen3PreTrainedModel",

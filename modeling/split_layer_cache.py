@@ -59,7 +59,7 @@ class SplitLayerCache(DynamicCache):
     def _joined(self, branch: str) -> tuple[torch.Tensor, ...] | None:
         pieces = self._pending[branch]
         if len(pieces) > 1:
-            pieces[:] = [tuple(torch.cat(values, dim=1) for values in zip(*pieces))]
+            pieces[:] = [tuple(torch.cat(values, dim=1) for values in zip(*pieces, strict=True))]
         return pieces[0] if pieces else None
 
     def _change_pending(self, change) -> None:

@@ -42,7 +42,7 @@ def labels_to_flat(labels: torch.LongTensor, config: SplitLayerQwen3Config, leng
     Raises:
         ValueError: if `labels` are neither, have another length, hold -100 in one cell only, or as `check_flat`.
     """
-    if labels.dim() not in (2, 3) or labels.shape[1] != length or labels.dim() == 3 and labels.shape[2] != 2:
+    if labels.dim() not in (2, 3) or labels.shape[1] != length or (labels.dim() == 3 and labels.shape[2] != 2):
         raise ValueError(
             f"`labels` must be flat ids [batch, {length}] or rows [batch, {length}, 2], got shape {list(labels.shape)}"
         )
