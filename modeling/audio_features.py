@@ -21,6 +21,7 @@ KALDI_LOW_FREQUENCY = 20.0
 KALDI_PREEMPHASIS = 0.97
 KALDI_ENERGY_FLOOR = 1.1920928955078125e-07
 WHISPER_SAMPLING_RATE, WHISPER_N_FFT, WHISPER_HOP_LENGTH = 16000, 400, 160
+WHISPER_DYNAMIC_RANGE = 8.0  # in log10 units, below the loudest value
 VOCODER_POWER_OFFSET = 1e-9  # keeps the slope of the magnitude finite in silence
 VOCODER_MEL_FLOOR = 1e-5
 
@@ -207,13 +208,39 @@ def log_mel_spectrogram(waveform: Tensor, num_mel_bins: int = 80, n_frames: int 
     if num_samples > room:
         raise ValueError(f"waveform has {num_samples} samples, at most {room} ({n_frames} frames) are accepted")
     padded = torch.nn.functional.pad(waveform, (0, room - num_samples)).reshape(-1, room)
+    half = WHISPER_N_FFT // 2
+    reflected = torch.nn.functional.pad(padded, (half, half - WHISPER_HOP_LENGTH), mode="reflect")
+    log_mel = whisper_log_mel(reflected, num_mel_bins)
+    scaled = scale_whisper_log_mel(log_mel, log_mel.amax(dim=(-2, -1), keepdim=True))
+    return scaled.reshape(*waveform.shape[:-1], num_mel_bins, n_frames)
+
+
+@_full_precision
+def whisper_log_mel(waveform: Tensor, num_mel_bins: int = 80) -> Tensor:
+    """Whisper's features in front of [`scale_whisper_log_mel`], of the frames that lie inside the waveform.
+
+    Periodic Hann window of 400 samples every 160, power, Slaney's mel filters from 0 to 8000 Hz, log10 above 1e-10.
+
+    Args:
+        waveform (`torch.Tensor`): `[B, S]`, 16 kHz mono, at least 400 samples.
+        num_mel_bins (`int`): 80, or 128 for Whisper large-v3.
+
+    Returns:
+        `torch.Tensor`: `[B, num_mel_bins, 1 + (S - 400) // 160]`.
+    """
     window = torch.hann_window(WHISPER_N_FFT, dtype=waveform.dtype, device=waveform.device)
-    spectrum = torch.stft(padded, WHISPER_N_FFT, WHISPER_HOP_LENGTH, window=window, return_complex=True)[..., :-1]
+    spectrum = torch.stft(
+        waveform, WHISPER_N_FFT, WHISPER_HOP_LENGTH, window=window, center=False, return_complex=True
+    )
     power = spectrum.real.square() + spectrum.imag.square()
     filters = torch.as_tensor(_slaney_filters(num_mel_bins), dtype=power.dtype, device=power.device)
-    log_mel = (filters.T @ power).clamp(min=1e-10).log10()
-    log_mel = torch.maximum(log_mel, log_mel.amax(dim=(-2, -1), keepdim=True) - 8.0)
-    return ((log_mel + 4.0) / 4.0).reshape(*waveform.shape[:-1], num_mel_bins, n_frames)
+    return (filters.T @ power).clamp(min=1e-10).log10()
+
+
+def scale_whisper_log_mel(log_mel: Tensor, maximum: Tensor | float) -> Tensor:
+    """Clamp at 8 log10 units below `maximum`, the largest value of the segment, then (x + 4) / 4."""
+    floor = torch.as_tensor(maximum, dtype=log_mel.dtype, device=log_mel.device) - WHISPER_DYNAMIC_RANGE
+    return (torch.maximum(log_mel, floor) + 4.0) / 4.0
 
 
 @_full_precision
@@ -265,5 +292,7 @@ __all__ = [
     "log_mel_spectrogram",
     "num_kaldi_frames",
     "resample",
+    "scale_whisper_log_mel",
     "vocoder_log_mel",
+    "whisper_log_mel",
 ]

@@ -20,6 +20,7 @@ from .audio_features import log_mel_spectrogram
 from .audio_parts import AudioCodes, check_finite, check_waveforms, evaluating, length_mask, rows_by_length
 from .growing_cache import GrowingCache
 from .vector_quantization import EmaVectorQuantizer, keeping_float32
+from .whisper_vq_streaming import WhisperVqStream
 
 CONTEXT = 2  # frames to the left that a convolution of width 3 sees
 PIECES_PER_BATCH = 32  # encoded together; a piece of 30 s needs about 50 MB at the released size
@@ -180,7 +181,7 @@ class WhisperVqModel(PreTrainedModel):
         with evaluating(self):
             for start in range(0, len(input_features), PIECES_PER_BATCH):
                 rows = slice(start, start + PIECES_PER_BATCH)
-                codes.append(self._nearest(self._vectors(input_features[rows], frame_mask[rows])))
+                codes.append(self.codes_of(self._hidden_states(input_features[rows], frame_mask[rows])))
         codes = torch.cat(codes).masked_fill(~codes_mask, 0)
         if num_pieces is None:
             return AudioCodes(codes=codes, codes_mask=codes_mask)
@@ -243,7 +244,7 @@ class WhisperVqModel(PreTrainedModel):
         """
         frame_mask = self._check_features(input_features, attention_mask)
         codes_mask = frame_mask[:, :: self.config.frames_per_code]
-        vectors = self._vectors(input_features, frame_mask, **kwargs)
+        vectors = self._pool(self._hidden_states(input_features, frame_mask, **kwargs))
         quantized = self._quantizer(restart_codes)(vectors, codes_mask, update_codebook)
         weight = self.config.quantize_commit_coefficient * self.config.quantize_loss_scale
         return WhisperVqOutput(
@@ -292,6 +293,14 @@ class WhisperVqModel(PreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, past_key_values=state.cache, **kwargs)
         return hidden_states, WhisperVqState(mel[..., -CONTEXT:], convolved[..., -CONTEXT:], state.cache)
 
+    def codes_of(self, hidden_states: Tensor) -> Tensor:
+        """Codes `[B, ceil(n / 4)]` of outputs of the last layer `[B, n, d_model]`, from the start of a group of four."""
+        return self._quantizer().encode(self._pool(hidden_states))
+
+    def streaming_encoder(self, maximum: float | None = None) -> WhisperVqStream:
+        """The encoder for one recording that comes in chunks; see [`WhisperVqStream`], also for `maximum`."""
+        return WhisperVqStream(self, maximum)
+
     def _attention_mask(self, hidden_states: Tensor, cache: Cache | None, frame_mask: Tensor | None, start: int):
         config = self.config
         if config.attention_mode == "causal":
@@ -307,20 +316,17 @@ class WhisperVqModel(PreTrainedModel):
             config, hidden_states, frame_mask, cache, block_sequence_ids=blocks.expand(batch, -1)
         )
 
-    def _vectors(self, input_features: Tensor, frame_mask: Tensor, **kwargs) -> Tensor:
-        """`[B, T, d_model]` in front of the quantiser."""
+    def _hidden_states(self, input_features: Tensor, frame_mask: Tensor, **kwargs) -> Tensor:
+        """Outputs `[B, ceil(F / 2), d_model]` of the last layer for whole pieces."""
         state = self.initial_state(len(input_features))._replace(cache=None)
         hidden_states, _ = self.encode_frames(input_features, state, frame_mask[:, ::2], **kwargs)
-        return self._pool(hidden_states)
+        return hidden_states
 
     def _pool(self, hidden_states: Tensor) -> Tensor:
         """Means of groups of frames; the last group is completed with zeros and divided by its full size."""
         size = self.config.pooling_kernel_size
         padded = F.pad(hidden_states, (0, 0, 0, -hidden_states.shape[1] % size))
         return padded.unflatten(1, (-1, size)).mean(dim=2)
-
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        return self._quantizer().encode(vectors)
 
     def _quantizer(self, restart_codes: bool = False) -> EmaVectorQuantizer:
         """The codebook and its averages as a quantiser that works on our tensors, which have their released names."""
@@ -356,9 +362,10 @@ class WhisperVqModel(PreTrainedModel):
                 f"got {tuple(attention_mask.shape)}"
             )
         mask = attention_mask.to(input_features.device, torch.bool)
-        if mask.device.type != "meta" and not torch.compiler.is_compiling():
-            if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-                raise ValueError("attention_mask: expected 1 on the first frames of each row and 0 behind them")
+        if mask.device.type == "meta" or torch.compiler.is_compiling():
+            return mask
+        if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            raise ValueError("attention_mask: expected 1 on the first frames of each row and 0 behind them")
         return mask
 
 
