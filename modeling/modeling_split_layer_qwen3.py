@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
@@ -19,6 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
+from .generation_split_layer_qwen3 import SplitLayerGenerationMixin
 from .split_layer_cache import BRANCHES, SplitLayerCache
 from .split_layer_from_text import config_from_text, state_from_text
 from .split_layer_loss import split_layer_loss
@@ -268,7 +268,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         }
 
 
-class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, GenerationMixin):
+class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGenerationMixin):
     """
     [`SplitLayerQwen3Model`] with a text head and an audio head. Rows (text id, audio id) go in, scores of both heads
     come out; which head speaks follows from the rows (`generate`).
