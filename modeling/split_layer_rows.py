@@ -8,7 +8,7 @@ from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Confi
 IGNORED = -100
 
 
-def rows_to_flat(rows: torch.LongTensor, config: SplitLayerQwen3Config) -> torch.LongTensor:
+def rows_to_flat(rows: torch.LongTensor, config: SplitLayerQwen3Config, name: str = "input_ids") -> torch.LongTensor:
     """
     Flat ids `[...]` of rows `[..., 2]`: the text id of a text row, `config.vocab_size` + the audio id of a speech row
     (text id `config.modality_pad_token_id`). The audio id of a text row goes nowhere.
@@ -16,7 +16,7 @@ def rows_to_flat(rows: torch.LongTensor, config: SplitLayerQwen3Config) -> torch
     Raises:
         ValueError: as `check_rows`.
     """
-    check_rows(rows, config)
+    check_rows(rows, config, name)
     text, audio = rows.unbind(-1)
     return torch.where(text == config.modality_pad_token_id, config.vocab_size + audio, text)
 
@@ -53,7 +53,7 @@ def labels_to_flat(labels: torch.LongTensor, config: SplitLayerQwen3Config, leng
         ignored = ignored[..., 0]
         spoken = torch.where(ignored[..., None], config.audio_pad_token_id, labels)
         spoken[..., 0].masked_fill_(ignored, config.sosp_token_id)
-        flat = rows_to_flat(spoken, config)
+        flat = rows_to_flat(spoken, config, name="labels")
     else:
         flat = labels
         check_flat(labels.masked_fill(ignored, config.sosp_token_id), config, name="labels")
