@@ -68,7 +68,8 @@ def collect_rows(
     beams = outputs.get("beam_indices")
     if beams is not None:
         limits = (beams >= 0).sum(dim=1)
-        cut = limits < generation_config.max_length - prompts.shape[1]
+        most = generation_config.max_new_tokens
+        cut = limits < (generation_config.max_length - prompts.shape[1] if most is None else most)
     else:
         noted = cancellation.noted(len(new), new.device) - prompts.shape[1]
         cut = noted >= 0
