@@ -67,10 +67,11 @@ class MossSpeechFeatureExtractor(SequenceFeatureExtractor):
             "hop_length": (hop_length, WHISPER_HOP_LENGTH),
             "n_fft": (n_fft, WHISPER_N_FFT),
             "dither": (dither, 0.0),
+            "padding_side": (self.padding_side, "right"),
         }
         for name, (given, accepted) in fixed.items():
             if given != accepted:
-                raise ValueError(f"`{name}` must be {accepted}, got {given}")
+                raise ValueError(f"`{name}` must be {accepted!r}, got {given!r}")
         if samples_per_code <= 0 or samples_per_code % hop_length:
             raise ValueError(f"`samples_per_code` must be a positive multiple of {hop_length}, got {samples_per_code}")
         if chunk_length <= 0 or chunk_length * sampling_rate % samples_per_code:
