@@ -208,7 +208,7 @@ class FlowEncoder(nn.Module):
         inputs_embeds: Tensor,
         valid: Tensor | None = None,
         grid: ChunkGrid | None = None,
-        finalize: bool = True,
+        following: int = 0,
         states: tuple[FlowState, FlowState] | None = None,
     ) -> Tensor:
         """
@@ -216,19 +216,17 @@ class FlowEncoder(nn.Module):
             inputs_embeds: `[B, T, hidden_size]`, embedded codes.
             valid: `[B, T]` bool, true on the codes of a row, which come first.
             grid: chunks in codes for the streaming masks; full attention when `None`.
-            finalize: zeros follow the last code. Otherwise the last `pre_lookahead` codes of each row are looked at
-                only, and the result has as many codes less.
-            states: for codes that continue those of earlier calls: the states at code rate and at mel rate. Then
-                there is one row without padding, and a grid.
+            following: so many of the last codes of each row, `pre_lookahead` at most, are looked at only, and the
+                result has as many codes less. Zeros stand for those that are missing.
+            states: for codes that continue those of earlier calls: the states at code rate and at mel rate, which
+                know their grids. Then there is one row without padding.
         """
-        lookahead, ratio = self.config.pre_lookahead, self.config.upsample_ratio
+        ratio = self.config.upsample_ratio
         hidden_states = self.embed(inputs_embeds)
         if valid is not None:
             hidden_states = hidden_states * valid[..., None]
-        if finalize:
-            hidden_states = F.pad(hidden_states, (0, 0, 0, lookahead))
-        elif valid is not None:
-            valid = valid[:, lookahead:]
+            valid = valid[:, following:]
+        hidden_states = F.pad(hidden_states, (0, 0, 0, self.config.pre_lookahead - following))
         at_code_rate, at_mel_rate = states or (None, None)
         hidden_states = self.lookahead(hidden_states, at_code_rate)
         hidden_states = self._run(self.layers, hidden_states, valid, grid, at_code_rate)
@@ -250,7 +248,8 @@ class FlowEncoder(nn.Module):
             queries = keys = torch.arange(length, device=hidden_states.device)
             bias = attention_bias(length, valid, grid, hidden_states)
         else:
-            queries, keys, mask = state.advance(length, grid, hidden_states.device)
+            queries, keys, mask = state.positions(length, hidden_states.device)
+            state.advance(length)
             bias = None if mask is None else additive(mask, hidden_states)
         query_table = sinusoids(queries, self.config.hidden_size)
         key_table = query_table if keys is queries else sinusoids(keys, self.config.hidden_size)

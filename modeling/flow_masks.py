@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..configuration.configuration_flow_decoder import FlowDecoderConfig
+
 
 @dataclass(frozen=True)
 class ChunkGrid:
@@ -22,6 +24,19 @@ class ChunkGrid:
     chunk: int
     left: int | None = None
     pinned: int | Tensor = 0
+
+    @classmethod
+    def of(
+        cls, config: FlowDecoderConfig, chunk_size: int | None = None, left_context: int | None = None
+    ) -> "ChunkGrid":
+        """Chunks in codes, without pinned ones, after checking the settings; `chunk_size` as configured by default."""
+        chunk_size = config.chunk_size if chunk_size is None else chunk_size
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(f"chunk_size must be a positive number of codes, got {chunk_size!r}")
+        counted = isinstance(left_context, int) and not isinstance(left_context, bool) and left_context >= 0
+        if left_context is not None and not counted:
+            raise ValueError(f"left_context must be a number of codes or None, got {left_context!r}")
+        return cls(chunk_size, left_context)
 
     def upsampled(self, ratio: int) -> "ChunkGrid":
         """The same grid where each frame has become `ratio` frames."""

@@ -100,29 +100,31 @@ class FlowState:
         self._tails: dict[nn.Module, Tensor] = {}
         self._pasts: dict[nn.Module, UnboundedPast | BoundedPast] = {}
 
-    def advance(self, length: int, grid: ChunkGrid | None, device=None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Announce the next `length` frames. Call it once per piece, before the layers run.
+    def positions(self, length: int, device=None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Where the next `length` frames stand, and what they see.
 
         Returns:
             Absolute positions of the new frames `[length]`, those of all keys that `with_past` will return `[K]`, and
             which keys each frame sees, `[length, K]` bool, or `None` when all see all.
         """
         start, end = self.frames, self.frames + length
-        self.frames = end
         queries = torch.arange(start, end, device=device)
-        past = self._new_past()
+        past, chunk = self._new_past(), self.grid.chunk
         if isinstance(past, UnboundedPast):
             keys = torch.arange(end, device=device)
         else:
-            capacity = past.pinned + past.window
-            keys = torch.empty(min(end, capacity), dtype=torch.long, device=device)
-            first = max(past.pinned, end - past.window)  # of the frames that are still there
+            keys = torch.empty(min(end, past.pinned + past.window), dtype=torch.long, device=device)
+            first = min(end, max(past.pinned, end - past.window))  # of the others that are still there
             keys[: past.pinned] = torch.arange(min(end, past.pinned), device=device)
             keys[past.slots(first, end, device)] = torch.arange(first, end, device=device)
-        chunk = self.grid.chunk
-        if start % chunk == 0 and (length == chunk or (length < chunk and self.grid.left is None)):
+        whole = length == chunk or (length < chunk and self.grid.left is None)
+        if start % chunk == 0 and whole:
             return queries, keys, None
         return queries, keys, self.grid.visible(queries, keys)
+
+    def advance(self, length: int) -> None:
+        """Count the next `length` frames. Call it once for each piece."""
+        self.frames += length
 
     def with_tail(self, module: nn.Module, frames: Tensor, size: int) -> Tensor:
         """`frames [B, T, C]` behind the `size` frames that `module` got before them, or zeros at the start."""

@@ -1,7 +1,5 @@
 """Speech codes to a mel spectrogram by conditional flow matching (MOSS-Speech, arXiv 2510.00499; CosyVoice 2)."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_flow_decoder import FlowDecoderConfig
 from .audio_parts import check_finite, evaluating, length_mask
 from .flow_encoder import FlowEncoder, FlowEncoderAttention
 from .flow_estimator import FlowEstimator
+from .flow_inputs import check_codes, check_length, check_prompts, check_speaker, right_padded
 from .flow_masks import ChunkGrid, attention_bias
+from .flow_sampler import FlowConditions, draw, guidance, sample, time_steps, velocity_loss
+from .flow_streaming import FlowStream
 from .vector_quantization import keeping_float32
 
 
@@ -56,11 +57,11 @@ class FlowNoise(nn.Module):
         return self.table[:, start:end].T[None]
 
 
-class _Sequence(NamedTuple):
-    """Prompts and codes joined without gaps."""
+class _Joined(NamedTuple):
+    """Prompts and codes of a batch, each row without a gap."""
 
     codes: Tensor  # [B, N]
-    lengths: Tensor  # [B], on the CPU, without codes that are looked at only
+    lengths: Tensor  # [B], on the CPU
     prompt_lengths: Tensor  # [B], on the CPU
     known: Tensor  # [B, upsample_ratio * N, num_mel_bins]
 
@@ -175,206 +176,170 @@ class FlowDecoderModel(PreTrainedModel):
                 whose codes and mel frames differ in length, NaN or infinite values, prompt and codes of more than
                 `max_mel_frames`, settings out of range.
         """
-        grid = self.chunk_grid(chunk_size, left_context) if streaming else None
         if not streaming and (chunk_size is not None or left_context is not None):
             raise ValueError("chunk_size and left_context have a meaning in streaming mode only; give streaming=True")
-        mask = self._check_codes(codes, codes_mask)
-        sequence = self._join(codes, mask, prompt_codes, prompt_mel, finalize)
-        times, scale = self.time_steps(num_timesteps), self.check_guidance(guidance_scale)
-        ratio = self.config.upsample_ratio
-        length = max(0, codes.shape[1] - (0 if finalize else self.config.pre_lookahead))
-        mel = torch.zeros(len(codes), self.config.num_mel_bins, ratio * length, device=self.device)
-        starts, ends = sequence.prompt_lengths, sequence.lengths
+        config, batch = self.config, len(codes)
+        mask = check_codes(config, codes, codes_mask)
+        prompts = check_prompts(config, batch, prompt_codes, prompt_mel)
+        speaker_embeds = check_speaker(config, speaker_embeds, batch)
+        grid = ChunkGrid.of(config, chunk_size, left_context) if streaming else None
+        times, scale = time_steps(config, num_timesteps), guidance(config, guidance_scale)
+
+        following = 0 if finalize else config.pre_lookahead
+        joined = self._join(codes, mask, prompts)
+        starts, ends = joined.prompt_lengths, (joined.lengths - following).clamp(min=0)
+        length = max(0, codes.shape[1] - following)
+        mel = torch.zeros(batch, config.num_mel_bins, config.upsample_ratio * length, device=self.device)
         if bool((ends <= starts).all()):
             return mel
-        if grid is not None and left_context is not None:
+        if grid is not None and grid.left is not None:
             grid = ChunkGrid(grid.chunk, grid.left, starts.to(self.device))
         with evaluating(self):
-            speaker = self.speaker_conditioning(speaker_embeds, len(codes))
-            conditioning, valid = self.encode(sequence.codes, sequence.lengths, grid, finalize)
-            known = sequence.known[:, : conditioning.shape[1]]
-            grid = None if grid is None else grid.upsampled(ratio)
-            sampled = self.sample(conditioning, speaker, known, valid, grid, times, scale)
-        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            conditioning, valid = self._encode(joined.codes, joined.lengths, grid, following)
+            conditions = FlowConditions(
+                conditioning, self._speaker(speaker_embeds, batch), joined.known[:, : conditioning.shape[1]]
+            )
+            bias = attention_bias(
+                conditioning.shape[1], valid, grid and grid.upsampled(config.upsample_ratio), conditioning
+            )
+            noise = self.noise(0, conditioning.shape[1]).to(torch.promote_types(self.dtype, torch.float32))
+            frames = sample(
+                self.estimator, noise.expand(batch, -1, -1), conditions, times, scale, valid, bias
+            ).transpose(1, 2)
+        for row, (start, end) in enumerate((config.upsample_ratio * torch.stack([starts, ends], dim=1)).tolist()):
             if end > start:
-                mel[row, :, : ratio * (end - start)] = sampled[row, ratio * start : ratio * end].T
+                mel[row, :, : end - start] = frames[row, :, start:end]
         return mel
 
-    def encode(
-        self, codes: Tensor, lengths: Tensor, grid: ChunkGrid | None, finalize: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the encoder predicts, `[B, F, num_mel_bins]`, and its mask `[B, F]` (`None`: no padding).
+    def stream(
+        self,
+        prompt_codes: Tensor | None = None,
+        prompt_mel: Tensor | None = None,
+        speaker_embeds: Tensor | None = None,
+        chunk_size: int | None = None,
+        left_context: int | None = None,
+        cache_dtype: torch.dtype | None = None,
+        num_timesteps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> FlowStream:
+        """A session that turns codes into mel frames as they come; see [`FlowStream`].
 
-        `lengths [B]` counts the codes of a row without those that are looked at only.
+        The prompt is computed here, as far as it goes without codes behind it. To start several sessions with one
+        voice, make one stream and call [`FlowStream.fork`] for each.
+
+        Args:
+            prompt_codes (`torch.LongTensor`, *optional*): `[P]` or `[1, P]`.
+            prompt_mel (`torch.Tensor`, *optional*): `[num_mel_bins, upsample_ratio * P]` or `[1, ...]`.
+            speaker_embeds (`torch.Tensor`, *optional*): `[speaker_embedding_size]` or `[1, ...]`.
+            chunk_size (`int`, *optional*): codes per chunk; `config.chunk_size` by default.
+            left_context (`int`, *optional*): codes in front of its chunk that a frame sees, besides the prompt, which
+                it always sees. Memory and time per chunk are then constant. `None`: all of them.
+            cache_dtype (`torch.dtype`, *optional*): of the keys and values that are kept; that of the model by
+                default. Attention is computed in the dtype of the model.
+            num_timesteps, guidance_scale (*optional*): as in the configuration by default.
+
+        Raises:
+            ValueError: as for [`~FlowDecoderModel.decode`].
         """
-        total = codes.shape[1]
-        lookahead = 0 if finalize else self.config.pre_lookahead
+        return FlowStream(
+            self,
+            prompt_codes=prompt_codes,
+            prompt_mel=prompt_mel,
+            speaker_embeds=speaker_embeds,
+            chunk_size=chunk_size,
+            left_context=left_context,
+            cache_dtype=cache_dtype,
+            num_timesteps=num_timesteps,
+            guidance_scale=guidance_scale,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        codes: Tensor,
+        codes_mask: Tensor | None = None,
+        mel: Tensor | None = None,
+        mel_mask: Tensor | None = None,
+        speaker_embeds: Tensor | None = None,
+        streaming: bool | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> FlowDecoderOutput:
+        """What the encoder makes of the codes, and with `mel` the loss of conditional flow matching.
+
+        For each row are drawn: a time, the noise, whether all conditions are dropped, and whether (and how much of) its
+        beginning is given as prompt; for the batch, whether the masks are those of streaming. The configuration has the
+        probabilities.
+
+        Args:
+            codes (`torch.LongTensor`): `[B, T]`; any value where the mask is off.
+            codes_mask (`torch.Tensor`, *optional*): `[B, T]`, 1 on the codes of a row, 0 on the padding behind them.
+            mel (`torch.Tensor`, *optional*): `[B, num_mel_bins, upsample_ratio * T]`, natural logarithm of the mel
+                spectrogram; any value behind the end of a row.
+            mel_mask (`torch.Tensor`, *optional*): `[B, upsample_ratio * T]`, 1 on the frames of a row, for recordings
+                that end within a code. Frames count where the codes and this mask have them.
+            speaker_embeds (`torch.Tensor`, *optional*): as for [`~FlowDecoderModel.decode`].
+            streaming (`bool`, *optional*): the masks; drawn with `mel`, full attention without it, by default.
+            generator (`torch.Generator`, *optional*): of all draws; the global one by default.
+
+        Raises:
+            ValueError: another shape or dtype, codes outside `codebook_size`, a mask with padding in front or without
+                any frame, NaN or infinite values, too many codes.
+        """
+        config = self.config
+        mask = check_codes(config, codes, codes_mask)
+        check_length(config, codes.shape[1])
+        speaker_embeds = check_speaker(config, speaker_embeds, len(codes))
+        draws = None
+        if mel is not None:
+            mel, valid = self._check_target(mel, mel_mask, mask)
+            draws = draw(config, mel, generator)
+            streaming = draws.streaming if streaming is None else streaming
+        elif mel_mask is not None:
+            raise ValueError("mel_mask is given without mel")
+        grid = ChunkGrid.of(config) if streaming else None
+        conditioning, _ = self._encode(codes.to(self.device), mask.sum(dim=1), grid)
+        loss = None
+        if draws is not None:
+            speaker = self._speaker(speaker_embeds, len(codes))
+            bias = attention_bias(
+                mel.shape[1],
+                None if bool(valid.all()) else valid,
+                grid and grid.upsampled(config.upsample_ratio),
+                conditioning,
+            )
+            loss = velocity_loss(self.estimator, mel, conditioning, speaker, valid, bias, draws, config.sigma_min)
+        return FlowDecoderOutput(loss=loss, conditioning=conditioning.transpose(1, 2))
+
+    def _encode(
+        self, codes: Tensor, lengths: Tensor, grid: ChunkGrid | None, following: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """The encoder's prediction `[B, F, num_mel_bins]` for rows of `lengths [B]` codes, the last `following` of which
+        are looked at only, and its mask `[B, F]` (`None`: no padding)."""
         valid = None
-        if bool((lengths + lookahead < total).any()):
-            valid = length_mask(lengths.to(codes.device) + lookahead, total)
+        if bool((lengths < codes.shape[1]).any()):
+            valid = length_mask(lengths.to(codes.device), codes.shape[1])
             codes = codes.masked_fill(~valid, 0)
-        hidden_states = self.encoder(self.code_embedding(codes), valid, grid, finalize)
+        hidden_states = self.encoder(self.code_embedding(codes), valid, grid, following)
         conditioning = self.encoder_proj(hidden_states)
         if valid is None:
             return conditioning, None
-        valid = valid[:, lookahead:].repeat_interleave(self.config.upsample_ratio, dim=1)
+        valid = valid[:, following:].repeat_interleave(self.config.upsample_ratio, dim=1)
         return conditioning * valid[..., None], valid
 
-    def sample(
-        self,
-        conditioning: Tensor,
-        speaker: Tensor,
-        known: Tensor,
-        valid: Tensor | None,
-        grid: ChunkGrid | None,
-        times: list[float],
-        scale: float,
-    ) -> Tensor:
-        """Euler steps from the fixed noise with classifier-free guidance, `[B, F, num_mel_bins]` in fp32.
-
-        Args: as for the estimator; `times` from 0 to 1, `scale` is s of v = (1 + s) v(conditional) - s v(without).
-        """
-        batch, frames, _ = conditioning.shape
-        state = self.noise(0, frames).to(torch.promote_types(conditioning.dtype, torch.float32)).repeat(batch, 1, 1)
-        if grid is not None and not isinstance(grid.pinned, int):
-            grid = ChunkGrid(grid.chunk, grid.left, grid.pinned.repeat(2))
-        valid = None if valid is None else valid.repeat(2, 1)
-        bias = attention_bias(frames, valid, grid, conditioning)
-        conditioning, speaker, known = guided(conditioning), guided(speaker), guided(known)
-        for start, end in itertools.pairwise(times):
-            velocity = self.guided_velocity(state, conditioning, speaker, known, start, scale, valid, bias)
-            state = state + (end - start) * velocity
-        return state
-
-    def guided_velocity(
-        self, noisy, conditioning, speaker, known, time: float, scale: float, valid=None, bias=None, state=None
-    ) -> Tensor:
-        """Velocity of `noisy [B, F, num_mel_bins]`; all other tensors have 2 B rows, see [`guided`]."""
-        times = torch.full((len(conditioning),), time, device=noisy.device, dtype=torch.float32)
-        doubled = noisy.to(conditioning.dtype).repeat(2, 1, 1)
-        velocity = self.estimator(doubled, conditioning, speaker, known, times, valid, bias, state).to(noisy.dtype)
-        with_conditions, without = velocity.chunk(2)
-        return (1.0 + scale) * with_conditions - scale * without
-
-    def chunk_grid(self, chunk_size: int | None = None, left_context: int | None = None) -> ChunkGrid:
-        """Chunks in codes, without pinned ones, after checking the settings."""
-        chunk_size = self.config.chunk_size if chunk_size is None else chunk_size
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-            raise ValueError(f"chunk_size must be a positive number of codes, got {chunk_size!r}")
-        if left_context is not None and (
-            isinstance(left_context, bool) or not isinstance(left_context, int) or left_context < 0
-        ):
-            raise ValueError(f"left_context must be a number of codes or None, got {left_context!r}")
-        return ChunkGrid(chunk_size, left_context)
-
-    def time_steps(self, num_timesteps: int | None = None) -> list[float]:
-        """Times of the Euler steps, from 0 to 1."""
-        steps = self.config.num_timesteps if num_timesteps is None else num_timesteps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"num_timesteps must be a positive number of steps, got {steps!r}")
-        times = torch.linspace(0, 1, steps + 1, dtype=torch.float32)
-        if self.config.time_schedule == "cosine":
-            times = 1 - torch.cos(times * (0.5 * math.pi))
-        return times.tolist()
-
-    def check_guidance(self, guidance_scale: float | None = None) -> float:
-        """The scale of the guidance, after checking it."""
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"guidance_scale must be a number of at least 0, got {scale!r}")
-        return float(scale)
-
-    def speaker_conditioning(self, speaker_embeds: Tensor | None, batch: int) -> Tensor:
-        """`[B, num_mel_bins]` of speaker vectors `[B or 1, speaker_embedding_size]`, zeros when `None`."""
-        size = self.config.speaker_embedding_size
-        if speaker_embeds is None:
-            speaker_embeds = torch.zeros(1, size)
-        if not isinstance(speaker_embeds, Tensor) or speaker_embeds.shape not in ((1, size), (batch, size)):
-            given = tuple(speaker_embeds.shape) if isinstance(speaker_embeds, Tensor) else type(speaker_embeds)
-            raise ValueError(f"speaker_embeds must be [{batch}, {size}] or [1, {size}], got {given}")
-        check_finite("speaker_embeds", speaker_embeds)
+    def _speaker(self, speaker_embeds: Tensor, batch: int) -> Tensor:
+        """`[B, num_mel_bins]` of speaker vectors `[B or 1, speaker_embedding_size]`."""
         weight = self.speaker_proj.weight
         vectors = F.normalize(speaker_embeds.to(weight.device, torch.float32), dim=1).to(weight.dtype)
         return self.speaker_proj(vectors).expand(batch, -1)
 
-    def _check_codes(self, codes: Tensor, codes_mask: Tensor | None) -> Tensor:
-        """The mask of `codes [B, T]` on the CPU, after checking both."""
-        if not isinstance(codes, Tensor) or codes.dim() != 2 or not len(codes):
-            given = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes)
-            raise ValueError(f"codes must be [batch, codes] with a row at least, got {given}")
-        mask = torch.ones(codes.shape, dtype=torch.bool)
-        if codes_mask is not None:
-            mask = torch.as_tensor(codes_mask).cpu().bool()
-            if mask.shape != codes.shape:
-                raise ValueError(f"codes_mask must be {tuple(codes.shape)}, got {tuple(mask.shape)}")
-            if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-                raise ValueError("codes_mask must be 1 on the first codes of a row and 0 behind them")
-        self.check_code_values("codes", codes, mask)
-        return mask
-
-    def check_code_values(self, name: str, codes: Tensor, mask: Tensor | None = None) -> None:
-        """Raise a `ValueError` unless `codes` are integers of the codebook wherever `mask` (on the CPU) is on."""
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers, got {codes.dtype}")
-        if codes.device.type == "meta":
-            return
-        values = codes.cpu() if mask is None else codes.cpu()[mask]
-        if values.numel() and (int(values.min()) < 0 or int(values.max()) >= self.config.codebook_size):
-            raise ValueError(
-                f"{name} must be between 0 and {self.config.codebook_size - 1}, got values from {int(values.min())} "
-                f"to {int(values.max())}"
-            )
-
-    def check_prompt(self, codes: Tensor | None, mel: Tensor | None, where: str = "") -> tuple[Tensor, Tensor]:
-        """Codes `[P]` and mel frames `[upsample_ratio * P, num_mel_bins]` of one prompt; both empty when `None`.
-
-        Args:
-            codes: `[P]` or `None`.
-            mel: `[num_mel_bins, upsample_ratio * P]` or `None`.
-            where: which row, for the message.
-        """
-        config = self.config
-        codes = torch.zeros(0, dtype=torch.long) if codes is None else codes
-        mel = torch.zeros(config.num_mel_bins, 0) if mel is None else mel
-        if codes.dim() != 1 or mel.dim() != 2 or mel.shape[0] != config.num_mel_bins:
-            raise ValueError(
-                f"prompt_codes and prompt_mel{where} must be [P] and [{config.num_mel_bins}, "
-                f"{config.upsample_ratio} * P], got {tuple(codes.shape)} and {tuple(mel.shape)}"
-            )
-        if mel.shape[1] != config.upsample_ratio * len(codes):
-            raise ValueError(
-                f"prompt_mel{where} must have {config.upsample_ratio} frames for each of the {len(codes)} codes of "
-                f"prompt_codes, got {mel.shape[1]} frames; cut both to the shorter one"
-            )
-        self.check_code_values(f"prompt_codes{where}", codes)
-        if not mel.is_floating_point():
-            raise ValueError(f"prompt_mel{where} must be floating point, got {mel.dtype}")
-        check_finite(f"prompt_mel{where}", mel[None])
-        return codes.to(self.device, torch.long), mel.T.to(self.device, self.dtype)
-
-    def _prompts(self, batch: int, prompt_codes, prompt_mel) -> list[tuple[Tensor, Tensor]]:
-        def rows(name, values, dims):
-            if values is None:
-                return [None] * batch
-            if isinstance(values, Tensor) and values.dim() != dims:
-                raise ValueError(f"{name} must have {dims} dimensions, got {tuple(values.shape)}")
-            if len(values) not in (1, batch):
-                raise ValueError(
-                    f"{name} must have a row for each of {batch} rows of codes, or one, got {len(values)}"
-                )
-            return list(values) * (batch if len(values) == 1 else 1)
-
-        pairs = zip(rows("prompt_codes", prompt_codes, 2), rows("prompt_mel", prompt_mel, 3), strict=True)
-        return [self.check_prompt(*pair, where=f" of row {row}") for row, pair in enumerate(pairs)]
-
-    def _join(self, codes: Tensor, mask: Tensor, prompt_codes, prompt_mel, finalize: bool) -> _Sequence:
+    def _join(self, codes: Tensor, mask: Tensor, prompts: list[tuple[Tensor, Tensor]]) -> "_Joined":
         batch, config = len(codes), self.config
-        prompts = self._prompts(batch, prompt_codes, prompt_mel)
         counts = mask.sum(dim=1)
         prompt_lengths = torch.tensor([len(prompt) for prompt, _ in prompts])
-        totals = prompt_lengths + counts
-        self.check_length(int(totals.max()))
-        joined = torch.zeros(batch, int(totals.max()), dtype=torch.long, device=self.device)
+        lengths = prompt_lengths + counts
+        check_length(config, int(lengths.max()))
+        joined = torch.zeros(batch, int(lengths.max()), dtype=torch.long, device=self.device)
         known = torch.zeros(
             batch, config.upsample_ratio * joined.shape[1], config.num_mel_bins, device=self.device, dtype=self.dtype
         )
@@ -383,21 +348,26 @@ class FlowDecoderModel(PreTrainedModel):
             joined[row, :start] = prompt
             joined[row, start : start + count] = codes[row, :count]
             known[row, : len(mel)] = mel
-        lengths = totals if finalize else (totals - config.pre_lookahead).clamp(min=0)
-        return _Sequence(joined, lengths, prompt_lengths, known)
+        return _Joined(joined, lengths, prompt_lengths, known)
 
-    def check_length(self, codes: int) -> None:
-        """Raise a `ValueError` when `codes` of prompt and target together are too many."""
-        if codes > self.config.max_codes:
+    def _check_target(self, mel: Tensor, mel_mask: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`mel` as `[B, F, num_mel_bins]`, 0 where it does not count, and the mask of what counts, `[B, F]`."""
+        config = self.config
+        shape = (len(mask), config.num_mel_bins, config.upsample_ratio * mask.shape[1])
+        if not isinstance(mel, Tensor) or tuple(mel.shape) != shape or not mel.is_floating_point():
+            given = f"{mel.dtype} {tuple(mel.shape)}" if isinstance(mel, Tensor) else type(mel)
             raise ValueError(
-                f"codes: prompt and codes together are {codes}, at most {self.config.max_codes} "
-                f"({self.config.max_codes / self.frame_rate:g} s) are accepted; decode longer audio in pieces"
+                f"mel must be floating point {shape}, {config.upsample_ratio} frames for each code, got {given}"
             )
+        valid = mask.repeat_interleave(config.upsample_ratio, dim=1)
+        if mel_mask is not None:
+            valid &= right_padded("mel_mask", mel_mask, valid.shape)
+        if not bool(valid.any()):
+            raise ValueError("codes_mask and mel_mask leave no frame to learn from")
+        valid = valid.to(self.device)
+        mel = mel.to(self.device).transpose(1, 2)
+        check_finite("mel", mel, valid[..., None])
+        return mel.masked_fill(~valid[..., None], 0), valid
 
 
-def guided(values: Tensor) -> Tensor:
-    """`values [B, ...]` and zeros: the conditions of the rows with and without guidance."""
-    return torch.cat([values, torch.zeros_like(values)])
-
-
-__all__ = ["FlowDecoderModel", "FlowDecoderOutput", "FlowNoise", "guided"]
+__all__ = ["FlowDecoderModel", "FlowDecoderOutput", "FlowNoise"]

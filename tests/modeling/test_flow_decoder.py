@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dualspeech.modeling.flow_masks import ChunkGrid, attention_bias
+from dualspeech.modeling.flow_sampler import FlowConditions, sample, time_steps
 from tests.fixture_checks import check
 
 from .flow_cases import recorded_model
@@ -22,7 +23,7 @@ def test_recorded_encoder(recorded, mode, grid):
     model, tensors, meta = recorded
     check(model.encoder(tensors["encoder_input"], grid=grid), f"encoder_{mode}", tensors, meta)
     followed = torch.cat([tensors["encoder_input"], tensors["encoder_lookahead"]], dim=1)
-    output = model.encoder(followed, grid=grid, finalize=False)
+    output = model.encoder(followed, grid=grid, following=3)
     output = output if grid else model.encoder_proj(output)
     check(output, f"encoder_lookahead_{mode}", tensors, meta)
 
@@ -74,8 +75,10 @@ def test_recorded_estimator(recorded, mode, grid, masked):
 def test_recorded_sampler(recorded, mode, grid):
     model, tensors, meta = recorded
     mu, cond = (tensors[f"estimator.{name}"][:1].transpose(1, 2) for name in ("mu", "cond"))
-    steps, scale = model.time_steps(meta["config"]["steps"]), meta["config"]["guidance"]
-    output = model.sample(mu, tensors["estimator.spks"][:1], cond, None, grid and grid.upsampled(4), steps, scale)
+    steps = time_steps(model.config, meta["config"]["steps"])
+    bias = attention_bias(mu.shape[1], None, grid and grid.upsampled(4), mu)
+    conditions = FlowConditions(mu, tensors["estimator.spks"][:1], cond)
+    output = sample(model.estimator, model.noise(0, 46), conditions, steps, meta["config"]["guidance"], bias=bias)
     check(output.transpose(1, 2), f"sampler_{mode}", tensors, meta)
 
 
@@ -84,7 +87,7 @@ def test_recorded_noise_and_speaker(recorded):
     model, tensors, meta = recorded
     check(model.noise.table[:, :64], "noise_first64", tensors, meta)
     check(model.noise.table[:, -4:], "noise_last4", tensors, meta)
-    check(model.speaker_conditioning(tensors["speaker"], 1), "speaker_projected", tensors, meta)
+    check(model._speaker(tensors["speaker"], 1), "speaker_projected", tensors, meta)
     expected = torch.tensor([-1.1258398, -1.1523602, -0.2505786, -0.4338788, -0.9826010, -0.0832934])
     assert torch.allclose(torch.cat([model.noise.table[0, :4], model.noise.table[79, -2:]]), expected, atol=1e-6)
 
