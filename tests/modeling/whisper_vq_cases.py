@@ -1,5 +1,8 @@
 """Tiny Whisper-VQ encoders and recordings for the tests of it."""
 
+import copy
+import functools
+
 import torch
 
 from dualspeech import WhisperVqConfig, WhisperVqModel
@@ -20,8 +23,13 @@ SIZES = {
 
 def tiny_model(**fields):
     """A random model whose codebook holds vectors that it makes itself, so that inputs get many different codes."""
+    return copy.deepcopy(_tiny_model(tuple(fields.items())))
+
+
+@functools.lru_cache
+def _tiny_model(fields):
     torch.manual_seed(1)
-    model = WhisperVqModel(WhisperVqConfig(**(SIZES | fields))).eval()
+    model = WhisperVqModel(WhisperVqConfig(**(SIZES | dict(fields)))).eval()
     bins, frames = model.config.num_mel_bins, model.config.max_frames
     waveforms = torch.stack([recording(160 * frames, seed) for seed in range(30)])
     features = torch.cat([torch.randn(30, bins, frames), log_mel_spectrogram(waveforms, bins, frames)])
