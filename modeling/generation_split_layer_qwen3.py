@@ -60,6 +60,15 @@ UNSUPPORTED = {
 }
 
 
+def default_generation_config(config) -> GenerationConfig:
+    """Greedy choice with the ids of `config` (`SplitLayerQwen3Config`): the end of a turn and the pad id stop a row."""
+    ends = config.eos_token_id
+    if ends is not None and config.pad_token_id is not None:
+        ends = torch.as_tensor(ends).reshape(-1).tolist()
+        ends += [config.pad_token_id] * (config.pad_token_id not in ends)
+    return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends, pad_token_id=config.pad_token_id)
+
+
 def released_generation_config(config, name: str = "demo") -> GenerationConfig:
     """
     Sampling settings of the release with the ids of `config`.
@@ -70,8 +79,9 @@ def released_generation_config(config, name: str = "demo") -> GenerationConfig:
     """
     if name not in RELEASED_SETTINGS:
         raise ValueError(f"`name` is {name!r}; accepted are {sorted(RELEASED_SETTINGS)}")
-    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(**ids, **RELEASED_SETTINGS[name])
+    settings = default_generation_config(config)
+    settings.update(**RELEASED_SETTINGS[name])
+    return settings
 
 
 @dataclass
@@ -89,6 +99,11 @@ class BranchPlan:
 
 class SplitLayerGenerationMixin(GenerationMixin):
     """`generate()` and `generate_batch()` of [`SplitLayerQwen3ForCausalLM`]."""
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        super().adjust_generation_fn(*args, **kwargs)
+        if self.generation_config._from_model_config:  # no file beside the weights
+            self.generation_config = default_generation_config(self.config)
 
     def prepare_inputs_for_generation(
         self, input_ids, next_sequence_length=None, is_first_iteration=False, branch_plan=None, **kwargs
@@ -274,10 +289,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
             if name in ("text", "audio") and isinstance(value, dict):
                 value = {**(getattr(config, name, None) or {}), **value}
             setattr(config, name, value)
-        settings = ChannelSettings.read(config)
-        if settings.differ:
-            config.do_sample = settings.any_samples
-            settings.write(config)
+        ChannelSettings.read(config).write(config)
         if config.max_new_tokens is not None:
             config.max_length = None  # transformers would warn of its own default
         if config.min_new_tokens is not None:
@@ -401,7 +413,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
         if settings.differ:
             others = settings.processors(rules, lambda config: build(config, input_ids_seq_length, **kwargs), custom)
         else:
-            others = build(generation_config, input_ids_seq_length, logits_processor=custom, **kwargs)
+            others = build(settings.text, input_ids_seq_length, logits_processor=custom, **kwargs)
         return LogitsProcessorList([machine, *others])
 
     def _get_stopping_criteria(self, generation_config, stopping_criteria, **kwargs):
@@ -454,5 +466,6 @@ __all__ = [
     "OWN_SETTINGS",
     "RELEASED_SETTINGS",
     "SplitLayerGenerationMixin",
+    "default_generation_config",
     "released_generation_config",
 ]

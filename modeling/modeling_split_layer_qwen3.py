@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
-from .generation_split_layer_qwen3 import SplitLayerGenerationMixin
+from .generation_split_layer_qwen3 import SplitLayerGenerationMixin, default_generation_config
 from .split_layer_cache import BRANCHES, SplitLayerCache
 from .split_layer_from_text import config_from_text, state_from_text
 from .split_layer_loss import split_layer_loss
@@ -226,25 +226,20 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         """Normed states of `branch` for the rows of `trunk`; rows that it had put off come first and go nowhere."""
         block, norm = getattr(self, f"{branch}_block"), getattr(self, f"{branch}_norm")
         cache, length = kwargs["past_key_values"], trunk.shape[1]
-        can_wait = cache is None or getattr(cache, "lazy", False)
-        if not is_wanted and can_wait:
+        if not is_wanted and (cache is None or getattr(cache, "lazy", False)):
             if cache is not None:
                 cache.defer(branch, trunk, position_ids, *position_embeddings)
             return None
-        pending = cache.take_pending(branch) if isinstance(cache, SplitLayerCache) else None
-        if pending is not None:
-            if attention_mask is not None and not (
-                isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
-            ):
+        has_pending = isinstance(cache, SplitLayerCache) and cache.pending_length(branch) > 0
+        if has_pending:
+            if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() != 2):
                 raise ValueError(
                     "`attention_mask` must be [batch, length] while a branch has rows to catch up with: a finished mask "
                     "does not fit them"
                 )
-            batch = trunk.shape[0]
-            new = (value.expand(batch, *value.shape[1:]) for value in (trunk, position_ids, *position_embeddings))
-            trunk, position_ids, *position_embeddings = (
-                torch.cat(both, dim=1) for both in zip(pending, new, strict=True)
-            )
+            cache.defer(branch, trunk, position_ids, *position_embeddings)
+            trunk, position_ids, *position_embeddings = cache.take_pending(branch)
+        if has_pending or not block.slots.keys() <= masks.keys():
             masks = self._masks(block, trunk, attention_mask, cache, position_ids)
         hidden = block(
             trunk, masks, position_ids=position_ids, position_embeddings=tuple(position_embeddings), **kwargs
@@ -296,6 +291,7 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         self.text_lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.audio_lm_head = nn.Linear(config.hidden_size, config.audio_vocab_size, bias=False)
         self.post_init()
+        self.generation_config = default_generation_config(config)
 
     @classmethod
     def from_text_model(

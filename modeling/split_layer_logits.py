@@ -203,11 +203,17 @@ class ChannelSettings:
         return cls(*configs)
 
     def write(self, generation_config: GenerationConfig) -> None:
-        """Put the settings, complete, into the dicts of `generation_config`, whose flat fields may then change."""
+        """Put the settings into `generation_config`: into the flat fields where the channels agree, and else, complete,
+        into its dicts, whatever `do_sample` the loop then has."""
+        if not self.differ:
+            for key in CHANNEL_SETTINGS:
+                setattr(generation_config, key, getattr(self.text, key, None))
+            return
         for name in CHANNELS:
             setattr(
                 generation_config, name, {key: getattr(getattr(self, name), key, None) for key in CHANNEL_SETTINGS}
             )
+        generation_config.do_sample = self.any_samples
 
     @property
     def any_samples(self) -> bool:
