@@ -64,7 +64,7 @@ def default_generation_config(config) -> GenerationConfig:
     """Greedy choice with the ids of `config` (`SplitLayerQwen3Config`): the end of a turn and the pad id stop a row."""
     ends = config.eos_token_id
     if ends is not None and config.pad_token_id is not None:
-        ends = torch.as_tensor(ends).reshape(-1).tolist()
+        ends = [*ends] if isinstance(ends, list) else [ends]
         ends += [config.pad_token_id] * (config.pad_token_id not in ends)
     return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends, pad_token_id=config.pad_token_id)
 
