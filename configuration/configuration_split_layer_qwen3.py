@@ -215,6 +215,10 @@ class SplitLayerQwen3DecoderConfig(SplitLayerQwen3Config):
     def vocab_size(self) -> int:
         return self.__dict__["vocab_size"] + self.audio_vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int):
+        self.__dict__["vocab_size"] = value - self.audio_vocab_size
+
     @property
     def total_vocab_size(self) -> int:
         return self.vocab_size

@@ -97,7 +97,9 @@ def left_padded(config, flat, lengths):
 def plain_path(model, branch) -> Qwen3ForCausalLM:
     """Trunk and one branch of `model` as a stock Qwen3 model, to be fed with vectors."""
     config, state = model.config, model.state_dict()
-    fields = {name: getattr(config, name) for name in Qwen3Config().to_dict() if hasattr(config, name)}
+    fields = {name: getattr(config, name, None) for name in Qwen3Config().to_dict()}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     fields |= {"tie_word_embeddings": False, "vocab_size": model.get_submodule(f"{branch}_lm_head").out_features}
     plain_config = Qwen3Config(**fields)
     plain_config._attn_implementation = config._attn_implementation
