@@ -58,11 +58,18 @@ def enlarge(model, scale=0.25, seed=0):
     return model.eval()
 
 
+def seeded(make, seed, scale=0.25):
+    """The model that `make` makes, the same for the same `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return enlarge(make(), scale, seed)
+
+
 def tiny_model(seed=0, scale=0.25, attn_implementation=None, **kwargs) -> SplitLayerQwen3ForCausalLM:
     config = tiny_config(**kwargs)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    return enlarge(SplitLayerQwen3ForCausalLM(config), scale, seed)
+    return seeded(lambda: SplitLayerQwen3ForCausalLM(config), seed, scale)
 
 
 def tiny_qwen3(seed=0, scale=0.25, **kwargs) -> Qwen3ForCausalLM:
@@ -78,7 +85,8 @@ def tiny_qwen3(seed=0, scale=0.25, **kwargs) -> Qwen3ForCausalLM:
         "eos_token_id": 30,
         "pad_token_id": 31,
     }
-    return enlarge(Qwen3ForCausalLM(Qwen3Config(**(sizes | kwargs))), scale, seed)
+    config = Qwen3Config(**(sizes | kwargs))
+    return seeded(lambda: Qwen3ForCausalLM(config), seed, scale)
 
 
 def random_flat(config, batch, length, speech=0.5) -> torch.LongTensor:
