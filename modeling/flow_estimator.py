@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration.configuration_flow_decoder import FlowDecoderConfig
-from .flow_encoder import FlowCausalConv1d
+from .flow_encoder import FlowConv1d
 from .flow_state import FlowState
 from .modeling_wavtokenizer import eager_attention_forward
 
@@ -46,7 +46,7 @@ class FlowConvBlock(nn.Module):
 
     def __init__(self, config: FlowDecoderConfig, in_channels: int):
         super().__init__()
-        self.conv = FlowCausalConv1d(in_channels, config.estimator_channels, 3)
+        self.conv = FlowConv1d(in_channels, config.estimator_channels, 3)
         self.norm = nn.LayerNorm(config.estimator_channels, eps=config.norm_eps)
 
     def forward(self, hidden_states: Tensor, valid: Tensor | None, state: FlowState | None) -> Tensor:
@@ -125,7 +125,7 @@ class FlowStage(nn.Module):
         channels = config.estimator_channels
         self.resnet = FlowResnet(config, in_channels)
         self.layers = nn.ModuleList([FlowEstimatorLayer(config) for _ in range(config.estimator_num_layers)])
-        self.conv = FlowCausalConv1d(channels, channels, 3) if outer else None
+        self.conv = FlowConv1d(channels, channels, 3) if outer else None
 
     def forward(
         self, hidden_states: Tensor, time: Tensor, valid: Tensor | None, bias: Tensor | None, state: FlowState | None

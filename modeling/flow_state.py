@@ -8,13 +8,18 @@ from .flow_masks import ChunkGrid
 from .growing_cache import GrowingLayer
 
 GROWTH = 8  # spare room: one part in so many of what is filled, so that copying stays in proportion to the length
+SPARE_CHUNKS = 3  # spare room at least
 
 
 class UnboundedPast(GrowingLayer):
-    """Keys and values of all frames, with spare room in proportion to their number."""
+    """Keys and values of all frames, with spare room in proportion to their number, `spare` frames at least."""
+
+    def __init__(self, spare: int):
+        super().__init__()
+        self.spare = spare
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        self.block = max(key_states.shape[-2], self.get_seq_length() // GROWTH)
+        self.block = max(self.spare, (self.get_seq_length() + key_states.shape[-2]) // GROWTH)
         return super().update(key_states, value_states)
 
     @property
@@ -24,7 +29,7 @@ class UnboundedPast(GrowingLayer):
 
     def fork(self) -> "UnboundedPast":
         """A copy that shares the storage until either side is written to."""
-        other = UnboundedPast()
+        other = UnboundedPast(self.spare)
         if self.is_initialized:
             other.lazy_initialization(self.keys, self.values)
             # without spare room, the next update of either side moves to storage of its own
@@ -149,7 +154,7 @@ class FlowState:
 
     def _new_past(self) -> UnboundedPast | BoundedPast:
         if self.grid.left is None:
-            return UnboundedPast()
+            return UnboundedPast(SPARE_CHUNKS * self.grid.chunk)
         return BoundedPast(self.grid.pinned, self.grid.left + self.grid.chunk)
 
     @property

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .audio_parts import evaluating
+from .flow_encoder import at_least_float32
 from .flow_inputs import check_code_values, check_length, check_prompt, check_speaker
 from .flow_masks import ChunkGrid, additive
 from .flow_sampler import FlowConditions, guidance, sample, time_steps
@@ -165,13 +166,13 @@ class FlowStream:
     @torch.no_grad()
     def _decode(self, final: bool) -> Tensor:
         model = self.model
-        mel = [torch.zeros(1, model.config.num_mel_bins, 0, device=model.device)]
+        mel = [torch.zeros(1, model.config.num_mel_bins, 0, dtype=at_least_float32(model.dtype), device=model.device)]
         with evaluating(model):
             for size in self._pieces(final):
                 first, prompt = self.codes_decoded, self.grid.pinned
                 frames = self._pass(size)
                 dropped = model.config.upsample_ratio * min(size, max(0, prompt - first))
-                mel.append(frames[:, dropped:].transpose(1, 2).float())
+                mel.append(frames[:, dropped:].transpose(1, 2))
                 self._waiting = self._waiting[size:]
         return torch.cat(mel, dim=2)
 
@@ -187,7 +188,7 @@ class FlowStream:
         known = torch.zeros_like(mu)
         prompt = self._prompt_mel[start:end]
         known[0, : len(prompt)] = prompt
-        noise = model.noise(start, end).to(torch.promote_types(mu.dtype, torch.float32))
+        noise = model.noise(start, end).to(at_least_float32(mu.dtype))
         _, _, mask = self._steps[0].positions(mu.shape[1], mu.device)
         bias = None if mask is None else additive(mask, mu)
         conditions = FlowConditions(mu, self._speaker, known)

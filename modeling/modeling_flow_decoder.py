@@ -13,9 +13,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_flow_decoder import FlowDecoderConfig
 from .audio_parts import check_finite, evaluating, length_mask
-from .flow_encoder import FlowEncoder, FlowEncoderAttention
+from .flow_encoder import FlowEncoder, FlowEncoderAttention, at_least_float32
 from .flow_estimator import FlowEstimator
-from .flow_inputs import check_codes, check_length, check_prompts, check_speaker, right_padded
+from .flow_inputs import check_code_values, check_codes, check_length, check_prompts, check_speaker, right_padded
 from .flow_masks import ChunkGrid, attention_bias
 from .flow_sampler import FlowConditions, draw, guidance, sample, time_steps, velocity_loss
 from .flow_streaming import FlowStream
@@ -134,6 +134,18 @@ class FlowDecoderModel(PreTrainedModel):
         """Codes per second."""
         return self.config.frame_rate
 
+    def chunk_grid(self, chunk_size: int | None = None, left_context: int | None = None) -> ChunkGrid:
+        """Chunks in codes, after checking the settings; `chunk_size` as configured by default."""
+        return ChunkGrid.of(self.config, chunk_size, left_context)
+
+    def check_code_values(self, name: str, codes: Tensor) -> None:
+        """Raise a `ValueError` that names `name` unless `codes` are integers of the codebook."""
+        check_code_values(self.config, name, codes)
+
+    def check_length(self, codes: int) -> None:
+        """Raise a `ValueError` when `codes` of prompt and target together are too many."""
+        check_length(self.config, codes)
+
     @torch.no_grad()
     def decode(
         self,
@@ -189,7 +201,11 @@ class FlowDecoderModel(PreTrainedModel):
         joined = self._join(codes, mask, prompts)
         starts, ends = joined.prompt_lengths, (joined.lengths - following).clamp(min=0)
         length = max(0, codes.shape[1] - following)
-        mel = torch.zeros(batch, config.num_mel_bins, config.upsample_ratio * length, device=self.device)
+        mel = torch.zeros(
+            (batch, config.num_mel_bins, config.upsample_ratio * length),
+            dtype=at_least_float32(self.dtype),
+            device=self.device,
+        )
         if bool((ends <= starts).all()):
             return mel
         if grid is not None and grid.left is not None:
@@ -202,7 +218,7 @@ class FlowDecoderModel(PreTrainedModel):
             bias = attention_bias(
                 conditioning.shape[1], valid, grid and grid.upsampled(config.upsample_ratio), conditioning
             )
-            noise = self.noise(0, conditioning.shape[1]).to(torch.promote_types(self.dtype, torch.float32))
+            noise = self.noise(0, conditioning.shape[1]).to(mel.dtype)
             frames = sample(
                 self.estimator, noise.expand(batch, -1, -1), conditions, times, scale, valid, bias
             ).transpose(1, 2)
@@ -330,7 +346,7 @@ class FlowDecoderModel(PreTrainedModel):
     def _speaker(self, speaker_embeds: Tensor, batch: int) -> Tensor:
         """`[B, num_mel_bins]` of speaker vectors `[B or 1, speaker_embedding_size]`."""
         weight = self.speaker_proj.weight
-        vectors = F.normalize(speaker_embeds.to(weight.device, torch.float32), dim=1).to(weight.dtype)
+        vectors = F.normalize(speaker_embeds.to(weight.device, at_least_float32(weight.dtype)), dim=1).to(weight.dtype)
         return self.speaker_proj(vectors).expand(batch, -1)
 
     def _join(self, codes: Tensor, mask: Tensor, prompts: list[tuple[Tensor, Tensor]]) -> "_Joined":

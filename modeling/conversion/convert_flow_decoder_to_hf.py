@@ -34,9 +34,13 @@ MOSS_VOCAB, MOSS_CODES = 20480, 16384
 
 
 def _to_linear(weight: Tensor) -> Tensor:
-    """Weight `[out, in, 1]` of a convolution over one frame as that of a linear layer."""
-    out_features, in_features, _ = weight.shape
-    return weight.reshape(out_features, in_features)
+    """Weight `[out, in, kernel]` of a convolution as that of a product with joined frames, `[out, kernel * in]`."""
+    out_channels, in_channels, kernel = weight.shape
+    return weight.transpose(1, 2).reshape(out_channels, kernel * in_channels)
+
+
+def _convolution(old: str, new: str) -> list[KeyRule]:
+    return [KeyRule(f"{old}weight", f"{new}weight", _to_linear), KeyRule(f"{old}bias", f"{new}bias")]
 
 
 def _rules() -> tuple[KeyRule, ...]:
@@ -44,8 +48,8 @@ def _rules() -> tuple[KeyRule, ...]:
         KeyRule(r"input_embedding\.weight", "code_embedding.weight"),
         KeyRule(r"spk_embed_affine_layer\.(weight|bias)", r"speaker_proj.\1"),
         KeyRule(r"encoder_proj\.(weight|bias)", r"encoder_proj.\1"),
-        KeyRule(r"encoder\.pre_lookahead_layer\.(conv[12])\.(weight|bias)", r"encoder.lookahead.\1.\2"),
-        KeyRule(r"encoder\.up_layer\.conv\.(weight|bias)", r"encoder.upsample.conv.\1"),
+        *_convolution(r"encoder\.pre_lookahead_layer\.(conv[12])\.", r"encoder.lookahead.\1."),
+        *_convolution(r"encoder\.up_layer\.conv\.", "encoder.upsample.conv."),
         KeyRule(r"encoder\.after_norm\.(weight|bias)", r"encoder.norm.\1"),
     ]
     for old, new in (("embed", "embed"), ("up_embed", "upsampled_embed")):
@@ -68,28 +72,26 @@ def _rules() -> tuple[KeyRule, ...]:
     estimator = r"decoder\.estimator\."
     rules += [
         KeyRule(estimator + r"time_mlp\.linear_([12])\.(weight|bias)", r"estimator.time_embedding.linear\1.\2"),
-        KeyRule(estimator + r"final_block\.block\.0\.(weight|bias)", r"estimator.final_block.conv.\1"),
+        *_convolution(estimator + r"final_block\.block\.0\.", "estimator.final_block.conv."),
         KeyRule(estimator + r"final_block\.block\.2\.(weight|bias)", r"estimator.final_block.norm.\1"),
-        KeyRule(estimator + r"final_proj\.weight", "estimator.out_proj.weight", _to_linear),
-        KeyRule(estimator + r"final_proj\.bias", "estimator.out_proj.bias"),
+        *_convolution(estimator + r"final_proj\.", "estimator.out_proj."),
     ]
     in_stage = {
         r"0\.mlp\.1\.(?P<p>weight|bias)": r"resnet.time_proj.\g<p>",
-        r"0\.block(?P<n>[12])\.block\.0\.(?P<p>weight|bias)": r"resnet.block\g<n>.conv.\g<p>",
         r"0\.block(?P<n>[12])\.block\.2\.(?P<p>weight|bias)": r"resnet.block\g<n>.norm.\g<p>",
-        r"0\.res_conv\.bias": "resnet.shortcut.bias",
         r"1\.(?P<n>\d+)\.norm1\.(?P<p>weight|bias)": r"layers.\g<n>.attention_norm.\g<p>",
         r"1\.(?P<n>\d+)\.norm3\.(?P<p>weight|bias)": r"layers.\g<n>.mlp_norm.\g<p>",
         r"1\.(?P<n>\d+)\.attn1\.to_(?P<q>[qkv])\.weight": r"layers.\g<n>.attention.\g<q>_proj.weight",
         r"1\.(?P<n>\d+)\.attn1\.to_out\.0\.(?P<p>weight|bias)": r"layers.\g<n>.attention.o_proj.\g<p>",
         r"1\.(?P<n>\d+)\.ff\.net\.0\.proj\.(?P<p>weight|bias)": r"layers.\g<n>.fc1.\g<p>",
         r"1\.(?P<n>\d+)\.ff\.net\.2\.(?P<p>weight|bias)": r"layers.\g<n>.fc2.\g<p>",
-        r"2\.(?P<p>weight|bias)": r"conv.\g<p>",
     }
     stages = {r"down_blocks\.0": "down", r"mid_blocks\.(?P<i>\d+)": r"mid.\g<i>", r"up_blocks\.0": "up"}
     for old, new in stages.items():
         prefix = rf"{estimator}{old}\."
-        rules.append(KeyRule(prefix + r"0\.res_conv\.weight", f"estimator.{new}.resnet.shortcut.weight", _to_linear))
+        rules += _convolution(prefix + r"0\.block(?P<n>[12])\.block\.0\.", rf"estimator.{new}.resnet.block\g<n>.conv.")
+        rules += _convolution(prefix + r"0\.res_conv\.", f"estimator.{new}.resnet.shortcut.")
+        rules += _convolution(prefix + r"2\.", f"estimator.{new}.conv.")
         rules += [KeyRule(prefix + inner, f"estimator.{new}.{to}") for inner, to in in_stage.items()]
     return tuple(rules)
 
@@ -120,7 +122,9 @@ def _without_entries(path: Path, known_entries: tuple[str, ...]) -> dict[str, Te
     if not isinstance(content, Mapping):
         return load_foreign_state_dict(path)
     content = {key: value for key, value in content.items() if key not in known_entries}
-    if others := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
+    if others := [
+        str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]:
         raise ValueError(
             f"checkpoint: {str(path)!r} must hold tensors and at most {', '.join(known_entries)} besides; it has other "
             f"entries: {', '.join(others)}."
@@ -147,8 +151,8 @@ def released_config(converted: Mapping[str, Tensor], **kwargs) -> FlowDecoderCon
     required = {
         "code_embedding.weight": 2,
         "speaker_proj.weight": 2,
-        "encoder.lookahead.conv1.weight": 3,
-        "encoder.upsample.conv.weight": 3,
+        "encoder.lookahead.conv1.weight": 2,
+        "encoder.upsample.conv.weight": 2,
         "encoder.upsampled_layers.0.attention.pos_bias_u": 2,
         "encoder.upsampled_layers.0.fc1.weight": 2,
         "estimator.down.layers.0.attention.q_proj.weight": 2,
@@ -160,13 +164,13 @@ def released_config(converted: Mapping[str, Tensor], **kwargs) -> FlowDecoderCon
     head_dim = kwargs.get("estimator_head_dim", FlowDecoderConfig.estimator_head_dim)
     if head_dim < 1 or inner % head_dim:
         raise ValueError(f"checkpoint: {inner} channels in the estimator's attention are no heads of {head_dim}.")
-    ratio = converted["encoder.upsample.conv.weight"].shape[-1] // 2
+    ratio = converted["encoder.upsample.conv.weight"].shape[-1] // hidden_size // 2
     sizes = {
         "vocab_size": vocab_size,
         "codebook_size": MOSS_CODES if vocab_size == MOSS_VOCAB else vocab_size,
         "num_mel_bins": num_mel_bins,
         "upsample_ratio": ratio,
-        "pre_lookahead": converted["encoder.lookahead.conv1.weight"].shape[-1] - 1,
+        "pre_lookahead": converted["encoder.lookahead.conv1.weight"].shape[-1] // hidden_size - 1,
         "speaker_embedding_size": speaker_embedding_size,
         "hidden_size": hidden_size,
         "num_attention_heads": converted["encoder.upsampled_layers.0.attention.pos_bias_u"].shape[0],

@@ -77,7 +77,7 @@ def test_file(tmp_path, name, chunk_size):
         (lambda s: s | {"a.b": torch.zeros(1), "encoder.x": torch.zeros(1)}, "2 keys are not .*: a.b, encoder.x"),
         (lambda s: {k: v for k, v in s.items() if k != "encoder_proj.bias"}, "missing: encoder_proj.bias"),
         (lambda s: {k: v for k, v in s.items() if k != "input_embedding.weight"}, "it lacks code_embedding.weight"),
-        (lambda s: s | {"decoder.estimator.final_proj.weight": torch.zeros(80, 64, 3)}, "final_proj.weight.*shape"),
+        (lambda s: s | {"decoder.estimator.final_proj.weight": torch.zeros(80, 64)}, "final_proj.weight.*shape"),
         (lambda s: s | {"encoder_proj.bias": torch.zeros(7)}, r"encoder_proj.bias \(7,\) instead of \(80,\)"),
         (lambda s: s | {"encoder_proj.bias": torch.full((80,), torch.nan)}, "encoder_proj.bias .NaN"),
         (lambda s: s | {"input_embedding.weight": torch.zeros(3)}, r"number of dimensions are code_embedding.weight"),
