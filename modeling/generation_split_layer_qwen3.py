@@ -339,7 +339,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
         for name in ("min_new_tokens", "min_length"):
             if getattr(config, name, None):
                 raise ValueError(f"`{name}` is not supported by continuous batching, which knows the last id only")
-        processors = list(self._get_logits_processor(config))
+        processors = list(self._get_logits_processor(config, 1))
         while processors:
             processor = processors.pop()
             if not processor.supports_continuous_batching:

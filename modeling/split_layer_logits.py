@@ -67,7 +67,9 @@ class ChannelRules:
         """Whether the rows ended at `last_ids`; `None` when no row can be done."""
         if self.stop_ids is None or length is None or length <= self.prompt_length:
             return None
-        return torch.isin(last_ids, self.stop_ids.to(last_ids.device))
+        if self.stop_ids.device != last_ids.device:
+            self.stop_ids = self.stop_ids.to(last_ids.device)
+        return torch.isin(last_ids, self.stop_ids)
 
     def branches(self, ids: torch.LongTensor, length: int) -> tuple[str, ...]:
         """Branches that a step over `ids` `(rows, steps)` has to run to choose an id behind each of them; `length` is

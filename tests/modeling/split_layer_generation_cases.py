@@ -5,7 +5,7 @@ import torch
 from dualspeech import SplitLayerQwen3Config, SplitLayerQwen3ForCausalLM
 
 from .. import fixture_checks
-from .split_layer_cases import enlarge, tiny_config
+from .split_layer_cases import tiny_config
 
 
 def recorded():
@@ -19,10 +19,13 @@ def recorded():
 
 def tiny_model(seed=0, lively=True, **kwargs):
     """A random model; a `lively` one leaves each channel now and then, and ends."""
-    torch.manual_seed(seed)
-    model = enlarge(SplitLayerQwen3ForCausalLM(tiny_config(**kwargs)), seed=seed)
-    if lively:
-        with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = SplitLayerQwen3ForCausalLM(tiny_config(**kwargs)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.25)
+        if lively:
             model.text_lm_head.weight[model.config.sosp_token_id] *= 2.0
             model.text_lm_head.weight[model.config.eos_token_id] *= 1.7
             model.audio_lm_head.weight[model.config.eosp_token_id] *= 2.0
