@@ -404,7 +404,7 @@ def plot_heat_maps(result: LayerSimilarity, path: str | PathLike, columns: int =
         axes = figure.add_subplot(rows, columns, i + 1)
         image = axes.imshow(result.matrices[i].numpy(), aspect="auto", vmin=low, vmax=high, interpolation="nearest")
         points = np.array([point for path_of_pair in result.paths[i] for point in path_of_pair])
-        axes.scatter(points[:, 1], points[:, 0], s=3, color="yellow")
+        axes.scatter(points[:, 1], points[:, 0], s=5, color="yellow", edgecolors="black", linewidths=0.3)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=6)
     figure.colorbar(image, ax=figure.axes, label="cosine similarity", shrink=0.8)
