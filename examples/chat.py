@@ -204,9 +204,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> list[Answer]:
-    options = parse(arguments)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+def load(options: argparse.Namespace):
+    """Model and processor of the checkpoint, the codec at its side."""
     checkpoint = options.checkpoint or make_moss_checkpoint(options.output_dir / "checkpoint")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=options.dtype).to(options.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -215,6 +214,13 @@ def main(arguments: list[str] | None = None) -> list[Answer]:
     else:
         processor.load_audio_tokenizer(device=options.device)
     processor.check_model(model)
+    return model, processor
+
+
+def main(arguments: list[str] | None = None) -> list[Answer]:
+    options = parse(arguments)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    model, processor = load(options)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     chat, answers = Chat(model, processor, options), []

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 
-from dualspeech import MossSpeechCodecModel, MossSpeechVoice
 from tests.examples.running import load_example
 
 
@@ -30,14 +29,21 @@ def recording(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def loaded(script, checkpoint):
+    """Model and processor, loaded once for all tests but those that are about loading."""
+    return script.load(script.parse(["--checkpoint", str(checkpoint), "--device", "cpu"]))
+
+
 @pytest.fixture
-def talk(script, checkpoint, tmp_path):
-    """`talk(*arguments)` runs the script on the tiny checkpoint, on the CPU, with a seed."""
+def talk(script, loaded, tmp_path, monkeypatch):
+    """`talk(*arguments)` runs the script with the tiny checkpoint, on the CPU, with a seed."""
 
     def run(*arguments, seed=0):
-        fixed = ["--checkpoint", checkpoint, "--output-dir", tmp_path, "--device", "cpu", "--seed", seed, "--no-play"]
+        fixed = ["--output-dir", tmp_path, "--device", "cpu", "--seed", seed, "--no-play"]
         return script.main([str(argument) for argument in [*fixed, *arguments]])
 
+    monkeypatch.setattr(script, "load", lambda options: loaded)
     return run
 
 
@@ -47,9 +53,8 @@ def read(path):
     return audio
 
 
-def streamed(checkpoint, codes, voice, **settings):
+def streamed(codec, codes, voice, **settings):
     """One streaming pass over all codes; code by code where the vocoder does not wait until it can be exact."""
-    codec = MossSpeechCodecModel.from_pretrained(checkpoint / "audio_tokenizer")
     chunk = settings.get("chunk_size") or codec.config.flow_config.chunk_size
     voice = voice and voice.trim(multiple_of=chunk)
     decoder = codec.streaming_decoder(voice, **settings)
@@ -58,15 +63,11 @@ def streamed(checkpoint, codes, voice, **settings):
     return torch.cat([*pieces, decoder.finish()]).numpy()
 
 
-def default_voice(checkpoint):
-    return MossSpeechVoice.load(checkpoint / "voice.safetensors")
-
-
-def test_speech_in_speech_out(talk, checkpoint, recording, tmp_path, capsys):
+def test_speech_in_speech_out(talk, loaded, recording, tmp_path, capsys):
     (answer,) = talk("--input-wav", recording)
     assert len(answer.codes) > 0 and len(answer.audio) == 1920 * len(answer.codes)
-    codec = MossSpeechCodecModel.from_pretrained(checkpoint / "audio_tokenizer")
-    expected = codec.decode(torch.from_numpy(answer.codes)[None], voice=default_voice(checkpoint))[0, 0]
+    codec = loaded[1].audio_tokenizer
+    expected = codec.decode(torch.from_numpy(answer.codes)[None], voice=loaded[1].voice)[0, 0]
     assert np.allclose(read(tmp_path / "answer-1.wav"), expected.detach().numpy(), atol=2e-4)
     printed = capsys.readouterr().out
     assert "answer-1.wav: time to first audio" in printed and "real-time factor" in printed and "rows/s" in printed
@@ -82,11 +83,11 @@ def test_speech_in_speech_out(talk, checkpoint, recording, tmp_path, capsys):
     ],
     ids=["default", "chunks of 3", "bounded", "lookahead"],
 )
-def test_stream_is_one_streaming_pass(talk, checkpoint, tmp_path, arguments, settings):
+def test_stream_is_one_streaming_pass(talk, loaded, tmp_path, arguments, settings):
     (waiting,) = talk("--text", "Hello you")
     (answer,) = talk("--text", "Hello you", "--stream", *arguments)
     assert np.array_equal(answer.codes, waiting.codes) and len(answer.codes) > 8
-    expected = streamed(checkpoint, answer.codes, default_voice(checkpoint), **settings)
+    expected = streamed(loaded[1].audio_tokenizer, answer.codes, loaded[1].voice, **settings)
     assert len(answer.audio) == 1920 * len(answer.codes) and np.allclose(answer.audio, expected, atol=1e-4)
     assert np.allclose(read(tmp_path / "answer-1.wav"), expected, atol=2e-4)
     assert 0 < answer.first_audio < answer.seconds
@@ -148,7 +149,7 @@ def test_turns_of_a_conversation(script, talk, recording, tmp_path, monkeypatch,
         assert (tmp_path / "answer-3.wav").exists()
 
 
-def test_voices(talk, checkpoint, recording, tmp_path):
+def test_voices(talk, loaded, recording, tmp_path):
     default = talk("--text", "a", "--stream")[0]
     other = talk("--text", "a", "--stream", "--voice", recording)[0]
     none = talk("--text", "a", "--stream", "--voice", "none")[0]
@@ -156,8 +157,8 @@ def test_voices(talk, checkpoint, recording, tmp_path):
     assert not np.allclose(default.audio, other.audio, atol=1e-4) and not np.allclose(
         none.audio, other.audio, atol=1e-4
     )
-    assert np.allclose(none.audio, streamed(checkpoint, none.codes, None), atol=1e-4)
-    codec = MossSpeechCodecModel.from_pretrained(checkpoint / "audio_tokenizer")
+    assert np.allclose(none.audio, streamed(loaded[1].audio_tokenizer, none.codes, None), atol=1e-4)
+    codec = loaded[1].audio_tokenizer
     codec.make_voice(torch.from_numpy(read_any(recording)), 22050).save(tmp_path / "me.safetensors")
     saved = talk("--text", "a", "--stream", "--voice", tmp_path / "me.safetensors")[0]
     assert np.allclose(saved.audio, other.audio, atol=1e-5)
@@ -169,10 +170,12 @@ def read_any(path):
     return soundfile.read(path, dtype="float32")[0]
 
 
-def test_codec_of_another_folder(talk, checkpoint, tmp_path):
-    here = talk("--text", "a")[0]
-    there = talk("--text", "a", "--codec", checkpoint / "audio_tokenizer")[0]
-    assert np.array_equal(here.audio, there.audio)
+def test_checkpoint_and_codec_of_another_folder(script, checkpoint, tmp_path):
+    arguments = ["--checkpoint", checkpoint, "--output-dir", tmp_path, "--text", "a", "--device", "cpu", "--seed", 0]
+    arguments = [str(argument) for argument in arguments]
+    (here,) = script.main(arguments)
+    (there,) = script.main([*arguments, "--codec", str(checkpoint / "audio_tokenizer"), "--dtype", "float64"])
+    assert np.array_equal(here.codes, there.codes) and np.array_equal(here.audio, there.audio)
 
 
 @pytest.mark.parametrize("after", [1, 12])
@@ -236,9 +239,9 @@ class LoudSpeaker:
         self.pieces.append(piece)
 
 
-def test_loudspeaker(script, checkpoint, tmp_path, monkeypatch, capsys):
-    arguments = ["--checkpoint", checkpoint, "--output-dir", tmp_path, "--text", "a", "--stream", "--device", "cpu"]
-    arguments = [str(argument) for argument in arguments]
+def test_loudspeaker(script, loaded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "load", lambda options: loaded)
+    arguments = ["--output-dir", str(tmp_path), "--text", "a", "--stream", "--device", "cpu"]
     monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(OutputStream=LoudSpeaker))
     (answer,) = script.main(arguments)
     (speaker,) = LoudSpeaker.made
