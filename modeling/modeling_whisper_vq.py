@@ -288,7 +288,7 @@ class WhisperVqModel(PreTrainedModel):
         start = state.cache.get_seq_length() if state.cache is not None else 0
         hidden_states = hidden_states + self.embed_positions.weight[start : start + hidden_states.shape[1]]
         hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
-        attention_mask = self._attention_mask(hidden_states, state.cache, frame_mask, start)
+        attention_mask = self._attention_mask(hidden_states, state.cache, frame_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, past_key_values=state.cache, **kwargs)
         return hidden_states, WhisperVqState(mel[..., -CONTEXT:], convolved[..., -CONTEXT:], state.cache)
@@ -301,7 +301,7 @@ class WhisperVqModel(PreTrainedModel):
         """The encoder for one recording that comes in chunks; see [`WhisperVqStream`], also for `maximum`."""
         return WhisperVqStream(self, maximum)
 
-    def _attention_mask(self, hidden_states: Tensor, cache: Cache | None, frame_mask: Tensor | None, start: int):
+    def _attention_mask(self, hidden_states: Tensor, cache: Cache | None, frame_mask: Tensor | None):
         config = self.config
         if config.attention_mode == "causal":
             return create_causal_mask(config, hidden_states, None, cache)
@@ -310,11 +310,12 @@ class WhisperVqModel(PreTrainedModel):
                 f"attn_implementation: {config._attn_implementation!r} has no block-causal mask; accepted with "
                 "attention_mode='block' are 'sdpa', 'eager' and 'flex_attention'"
             )
-        batch, frames, _ = hidden_states.shape
-        blocks = torch.arange(start + frames, device=hidden_states.device) // config.quantize_causal_block_size
-        return create_causal_mask(
-            config, hidden_states, frame_mask, cache, block_sequence_ids=blocks.expand(batch, -1)
-        )
+        size = config.quantize_causal_block_size
+
+        def same_block(batch_index, head_index, query_index, key_index):
+            return query_index // size == key_index // size
+
+        return create_causal_mask(config, hidden_states, frame_mask, cache, or_mask_function=same_block)
 
     def _hidden_states(self, input_features: Tensor, frame_mask: Tensor, **kwargs) -> Tensor:
         """Outputs `[B, ceil(F / 2), d_model]` of the last layer for whole pieces."""
