@@ -121,6 +121,10 @@ class SplitLayerQwen3Config(Qwen3Config):
             self.num_hidden_layers = self.num_shared_layers + self.num_modality_layers
         if _RELEASED_CODE in str((kwargs.get("auto_map") or {}).get("AutoConfig")):
             del kwargs["auto_map"]
+        if self.use_sliding_window and self.max_window_layers is None:
+            raise ValueError(
+                "`max_window_layers` (layers before the first sliding one) is needed with a sliding window"
+            )
         super().__post_init__(**kwargs)
 
     @property

@@ -154,6 +154,11 @@ def test_bad_fields(fields, message):
         tiny_config(**fields)
 
 
+def test_sliding_window_without_its_place():
+    with pytest.raises(ValueError, match=r"`max_window_layers`.*is needed"):
+        tiny_config(use_sliding_window=True, sliding_window=4)
+
+
 def test_bad_type():
     with pytest.raises(StrictDataclassFieldValidationError, match="num_modality_layers"):
         tiny_config(num_modality_layers="2")

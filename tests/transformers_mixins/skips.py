@@ -58,6 +58,12 @@ SKIPS = {
         "test_subprocessor_defaults_3_audio": "gives the feature extractor samples without their rate, an error of ours",
         "test_tokenizer_decode_defaults": "makes the processor with default sizes, which the tiny tokenizer does not fit",
     },
+    "SplitLayerQwen3ModelTest": {
+        "test_model_forward_default_config_values": "a small vocabulary without ids of its own: the released ones lie outside",
+        "test_resize_embeddings_untied": "compares the text table with the number of flat ids",
+        "test_resize_tokens_embeddings": "compares the text table with the number of flat ids",
+    },
+    "FlowDecoderModelTest": _NO_STATES,
     "WavTokenizerModelTest": _NO_IDS | _NO_STATES,
     "CamPPlusModelTest": _NO_IDS | _NO_STATES,
     "UsTokenizerModelTest": _NO_IDS | _BOOL_MASKS,
