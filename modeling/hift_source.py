@@ -20,7 +20,12 @@ def sample_noise(seed: int, start: int, length: int, channels: int, device: torc
 
     Sample n has the same numbers whatever was asked for before, on every device (up to the rounding of the logarithm
     and cosine there), and no random generator is touched: a counter is hashed (SplitMix64) and mapped by Box-Muller.
+
+    Raises:
+        ValueError: the seed is no integer.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     counter = torch.arange(start * channels, (start + length) * channels, device=device)
     state = counter * _signed(0x9E3779B97F4A7C15) + _signed(_mixed(seed))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -17,10 +17,13 @@ from ..configuration.configuration_hift import HiFTConfig
 from .audio_parts import check_finite, rows_by_length
 from .hift_convolutions import SignalPieces, WholeSignal
 from .hift_source import HiFTSource, precise_dtype, sample_noise
+from .hift_streaming import HiFTOverlapStream, HiFTProgress, HiFTStream
 from .vector_quantization import keeping_float32
 
 LAST_LEAKY_RELU_SLOPE = 0.01  # in front of the last convolution, whatever the configuration says
 SNAKE_EPS = 1e-9
+# without gradients, longer signals are computed in pieces: memory stays bounded, and caches hold the activations
+PIECE_FRAMES = 200
 
 Signal = WholeSignal | SignalPieces
 
@@ -247,19 +250,26 @@ class HiFTModel(PreTrainedModel):
             ValueError: another shape, integers, NaN or infinite numbers, a mask that is not right-padded, more than one
                 of `source`, `noise`, `seed` and `generator`.
         """
-        lengths = self._check_mel(mel, attention_mask)
+        lengths = self.check_mel(mel, attention_mask)
         given = {"source": source, "noise": noise, "seed": seed, "generator": generator}
         if len(names := [name for name, value in given.items() if value is not None]) > 1:
             raise ValueError(f"only one of source, noise, seed and generator can be given, got {names}")
         batch, _, frames = mel.shape
         samples = frames * self.config.hop_length
         mel = mel.to(self.device, self.conv_pre.bias.dtype)
+        if source is not None:
+            self._check_signal("source", source, (batch,), (1, samples))
+            source = source.to(mel)
+        elif noise is not None:
+            self._check_signal("noise", noise, (1, batch), (samples, self.config.num_harmonics))
+            noise = noise.to(mel)
+        elif generator is not None:
+            noise = self.drawn_noise(batch, samples, generator).to(mel)
+        elif seed is None and self.training:
+            noise = torch.randn(batch, samples, self.config.num_harmonics, device=mel.device, dtype=mel.dtype)
+        else:
+            noise = 0 if seed is None else seed
         with maybe_autocast(mel.device.type, enabled=False):
-            if source is not None:
-                self._check_signal("source", source, (batch,), (1, samples))
-                source = source.to(mel.device, mel.dtype)
-            else:
-                noise = self.excitation_noise(batch, samples, noise=noise, seed=seed, generator=generator).to(mel)
             if lengths is None:
                 return self._synthesize(mel, source, noise)
             output = HiFTOutput(
@@ -267,52 +277,72 @@ class HiFTModel(PreTrainedModel):
                 f0=mel.new_zeros(batch, frames),
                 source=mel.new_zeros(batch, 1, samples),
             )
-            for rows, length in rows_by_length(lengths):
+            for rows, length in rows_by_length(lengths.to(mel.device)):
                 end = length * self.config.hop_length
                 part = self._synthesize(
                     mel[rows, :, :length],
                     None if source is None else source[rows, :, :end],
-                    None if noise is None else (noise if len(noise) == 1 else noise[rows])[:, :end],
+                    noise[rows] if isinstance(noise, Tensor) and len(noise) > 1 else noise,
                 )
                 output.waveform[rows, :end] = part.waveform
                 output.f0[rows, :length] = part.f0
                 output.source[rows, :, :end] = part.source
         return output
 
-    def _synthesize(self, mel: Tensor, source: Tensor | None, noise: Tensor | None) -> HiFTOutput:
-        """Rows without padding."""
+    def _synthesize(self, mel: Tensor, source: Tensor | None, noise: Tensor | int | None) -> HiFTOutput:
+        """Rows without padding; `noise` is a seed or at least as long as the rows."""
+        batch, _, frames = mel.shape
         if not mel.numel():
-            empty = mel.new_zeros(len(mel), 0)
+            empty = mel.new_zeros(batch, 0)
             return HiFTOutput(waveform=empty, f0=empty, source=empty[:, None])
-        signal = WholeSignal()
-        f0 = self.f0_predictor(mel, signal)
-        if source is None:
-            source = self.m_source(f0, noise)
-        return HiFTOutput(waveform=self.filter(mel, source, signal), f0=f0.to(mel.dtype), source=source)
 
-    def excitation_noise(
+        def noise_of(start: int, length: int) -> Tensor:
+            if isinstance(noise, Tensor):
+                return noise[:, start : start + length]
+            return self.seeded_noise(start, length, noise)
+
+        if torch.is_grad_enabled() or frames <= PIECE_FRAMES:
+            signal, hop = WholeSignal(), self.config.hop_length
+            f0 = self.f0_predictor(mel, signal)
+            source = self.m_source(f0, noise_of(0, frames * hop).to(mel)) if source is None else source
+            return HiFTOutput(waveform=self.filter(mel, source, signal), f0=f0.to(mel.dtype), source=source)
+        progress, pieces = HiFTProgress(self, noise_of), []
+        for start in range(0, frames, PIECE_FRAMES):
+            end = min(start + PIECE_FRAMES, frames)
+            given = None if source is None else source[..., start * self.hop_length : end * self.hop_length]
+            pieces.append(progress.advance(mel[..., start:end], end == frames, given))
+        waveform, f0, source = (torch.cat(parts, dim=-1) for parts in zip(*pieces, strict=True))
+        return HiFTOutput(waveform=waveform, f0=f0.to(mel.dtype), source=source)
+
+    def stream(self, lookahead_frames: int | None = None, seed: int | None = None) -> HiFTStream:
+        """Mel frames to waveform as they come, equal to `forward` with the same `seed`; see [`HiFTStream`]."""
+        return HiFTStream(self, lookahead_frames, seed)
+
+    def overlap_stream(
         self,
-        batch: int,
-        samples: int,
-        start: int = 0,
-        noise: Tensor | None = None,
+        overlap_frames: int = 8,
+        window: str = "hamming",
         seed: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Noise of the excitation `[batch or 1, samples, num_harmonics]` from sample `start` on; see `forward`."""
-        channels = self.config.num_harmonics
-        if noise is not None:
-            self._check_signal("noise", noise, (1, batch), (samples, channels))
-            return noise
-        if generator is None and seed is None and self.training:
-            return torch.randn(batch, samples, channels, device=self.device)
-        if generator is None:
-            return sample_noise(seed or 0, start, samples, channels, self.device)
-        torch.rand(batch, channels, generator=generator, device=generator.device)
+    ) -> HiFTOverlapStream:
+        """Mel frames to waveform by the overlap protocol of the released code; see [`HiFTOverlapStream`]."""
+        return HiFTOverlapStream(self, overlap_frames, window, seed, generator)
+
+    def excitation(self, mel: Tensor, noise: Tensor) -> Tensor:
+        """Excitation `[B, 1, F * hop_length]` of the f0 predicted from `mel [B, num_mel_bins, F]`."""
+        return self.m_source(self.f0_predictor(mel, WholeSignal()), noise)
+
+    def seeded_noise(self, start: int, length: int, seed: int = 0) -> Tensor:
+        """Noise `[1, length, num_harmonics]` of the excitation from sample `start` on, as `forward` makes it of `seed`."""
+        return sample_noise(seed, start, length, self.config.num_harmonics, self.device)
+
+    def drawn_noise(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        """Noise `[batch, length, num_harmonics]` as the release draws it, on the device of the generator."""
+        device, channels = generator.device, self.config.num_harmonics
+        torch.rand(batch, channels, generator=generator, device=device)
         # the release fills a transposed tensor; the numbers that a generator gives depend on the layout in memory
-        noise = torch.empty(batch, channels, samples, device=generator.device).transpose(1, 2)
-        noise.normal_(generator=generator)
-        torch.randn(batch, samples, 1, generator=generator, device=generator.device)
+        noise = torch.empty(batch, channels, length, device=device).transpose(1, 2).normal_(generator=generator)
+        torch.randn(batch, length, 1, generator=generator, device=device)
         return noise
 
     def filter(self, mel: Tensor, source: Tensor, signal: Signal | None = None) -> Tensor:
@@ -375,8 +405,8 @@ class HiFTModel(PreTrainedModel):
         )
         return (waveform / envelope)[:, 0]
 
-    def _check_mel(self, mel: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """Frames of each row, or `None` without a mask."""
+    def check_mel(self, mel: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Frames of each row, or `None` without a mask; raises what `forward` raises."""
         if mel.ndim != 3 or mel.shape[1] != self.config.num_mel_bins:
             raise ValueError(f"mel must be [batch, {self.config.num_mel_bins}, frames], got {tuple(mel.shape)}")
         if not mel.is_floating_point():
