@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase, PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from ..configuration.configuration_moss_speech_codec import MossSpeechCodecConfig
 from .audio_features import resample, vocoder_log_mel
@@ -165,6 +166,7 @@ class MossSpeechCodecModel(PreTrainedAudioTokenizerBase):
         """
         return self._encoder().encode_waveform(waveforms, num_samples)
 
+    @can_return_tuple
     def forward(
         self, input_features: Tensor, attention_mask: Tensor | None = None, num_pieces: Tensor | None = None, **kwargs
     ) -> AudioCodes:
