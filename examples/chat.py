@@ -228,10 +228,10 @@ def main(arguments: list[str] | None = None) -> list[Answer]:
         path = options.output_dir / f"answer-{number}.wav"
         try:
             answers.append(chat.ask(kind, value, path))
-        except ValueError as error:
-            if options.turns is not None:
+        except (ValueError, KeyboardInterrupt) as error:  # a file that does not exist, ...
+            if options.turns is not None and isinstance(error, ValueError):
                 raise
-            print(error)  # a file that does not exist, ...: the conversation goes on
+            print(error if isinstance(error, ValueError) else "[cancelled]")  # and the conversation goes on
             continue
         spoken = f"{path}: " if answers[-1].audio is not None else ""
         print(f"[{spoken}{answers[-1]}]")

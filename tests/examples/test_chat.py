@@ -205,6 +205,21 @@ def test_ctrl_c_ends_an_answer(script, talk, monkeypatch, tmp_path, after):
     assert seen[0].conversation[1]["content"][0]["codes"] == first.codes.tolist()
 
 
+def test_ctrl_c_without_streaming(script, talk, monkeypatch, capsys):
+    """The turn is dropped; nothing of it stays in the conversation."""
+    wait, calls = script.Chat._wait, []
+
+    def interrupted(self, *args):
+        calls.append(len(self.conversation))
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return wait(self, *args)
+
+    monkeypatch.setattr(script.Chat, "_wait", interrupted)
+    assert len(talk("--text", "one", "--text", "two")) == 1
+    assert calls == [0, 0] and "[cancelled]" in capsys.readouterr().out
+
+
 def test_typed_conversation(script, talk, recording, monkeypatch, capsys):
     lines = iter(["Hello", f"@{recording}", "@missing.wav", "bye", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
