@@ -42,7 +42,8 @@ class FlowNoise(nn.Module):
     def __init__(self, config: FlowDecoderConfig):
         super().__init__()
         self.shape, self.seed = (config.num_mel_bins, config.max_mel_frames), config.noise_seed
-        self.register_buffer("table", torch.empty(self.shape, dtype=torch.float32), persistent=False)
+        table = torch.empty(self.shape, dtype=torch.float32)
+        self.register_buffer("table", table if table.is_meta else self.draw().to(table.device), persistent=False)
 
     def draw(self) -> Tensor:
         """The table `[num_mel_bins, max_mel_frames]`, made anew."""
@@ -98,6 +99,7 @@ class FlowDecoderModel(PreTrainedModel):
     output_modalities = ("audio",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
+    _input_embed_layer = "code_embedding"
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["FlowEncoderLayer", "FlowStage", "FlowEncoderInput", "FlowLookahead"]
@@ -120,9 +122,6 @@ class FlowDecoderModel(PreTrainedModel):
         elif isinstance(module, FlowEncoderAttention):
             init.xavier_uniform_(module.pos_bias_u)
             init.xavier_uniform_(module.pos_bias_v)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.code_embedding
 
     @property
     def codebook_size(self) -> int:
