@@ -1,6 +1,7 @@
 """Generation with the split-layer model: transformers' own loops over flat ids, rows outside."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -339,7 +340,9 @@ class SplitLayerGenerationMixin(GenerationMixin):
         for name in ("min_new_tokens", "min_length"):
             if getattr(config, name, None):
                 raise ValueError(f"`{name}` is not supported by continuous batching, which knows the last id only")
-        processors = list(self._get_logits_processor(config, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there are no prompts yet
+            processors = list(self._get_logits_processor(config))
         while processors:
             processor = processors.pop()
             if not processor.supports_continuous_batching:
@@ -401,19 +404,19 @@ class SplitLayerGenerationMixin(GenerationMixin):
         self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs
     ) -> LogitsProcessorList:
         custom = logits_processor if logits_processor is not None else LogitsProcessorList()
-        build = super()._get_logits_processor
+        make = super()._get_logits_processor
+
+        def build(config, others):
+            return make(config, input_ids_seq_length, logits_processor=others, **kwargs)
+
         if any(isinstance(processor, ChannelLogitsProcessor) for processor in custom):
-            # Drafting: the processors of the larger model.
-            return build(generation_config, input_ids_seq_length, logits_processor=custom, **kwargs)
+            return build(generation_config, custom)  # drafting, with the processors of the larger model
         rules = self._channel_rules(generation_config, input_ids_seq_length)
-        machine = ChannelLogitsProcessor(
-            rules, generation_config.min_new_tokens or 0, normalize=(generation_config.num_beams or 1) > 1
-        )
-        settings = ChannelSettings.read(generation_config)
-        if settings.differ:
-            others = settings.processors(rules, lambda config: build(config, input_ids_seq_length, **kwargs), custom)
-        else:
-            others = build(settings.text, input_ids_seq_length, logits_processor=custom, **kwargs)
+        beams = (generation_config.num_beams or 1) > 1
+        machine = ChannelLogitsProcessor(rules, generation_config.min_new_tokens or 0, normalize=beams)
+        # Continuous batching has its own versions of some processors, and has to see them.
+        narrow = input_ids_seq_length is not None
+        others = ChannelSettings.read(generation_config).processors(rules, build, custom, narrow)
         return LogitsProcessorList([machine, *others])
 
     def _get_stopping_criteria(self, generation_config, stopping_criteria, **kwargs):

@@ -10,7 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
 
 CHANNELS = ("text", "audio")
 # Settings that may differ between the channels: the keys of `generation_config.text` and `generation_config.audio`.
@@ -164,6 +170,27 @@ class BestIdLogitsProcessor(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(-1, best, scores.gather(-1, best))
 
 
+class NarrowLogitsProcessor(LogitsProcessor):
+    """
+    `processors`, of which the first but for a temperature is a top-k, on the best ids of each row: sorting two whole
+    vocabularies for each row would cost more than the rest of a small model's step.
+
+    Args:
+        processors (`LogitsProcessorList`): they look at scores only.
+        top_k (`int`): of the top-k.
+        spare (`int`): ids beyond `top_k` to keep, as many as may equal the last of the best.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, top_k: int, spare: int = 64):
+        self.processors, self.count = processors, top_k + spare
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if scores.shape[-1] <= self.count:
+            return self.processors(input_ids, scores)
+        best, places = scores.topk(self.count, dim=-1)
+        return torch.full_like(scores, -math.inf).scatter(-1, places, self.processors(input_ids, best))
+
+
 @dataclass
 class ChannelSettings:
     """The generation settings of the two channels, `text` and `audio`, out of one generation config."""
@@ -224,18 +251,23 @@ class ChannelSettings:
     def processors(
         self,
         rules: ChannelRules,
-        build: Callable[[GenerationConfig], LogitsProcessorList],
+        build: Callable[[GenerationConfig, LogitsProcessorList], LogitsProcessorList],
         custom: LogitsProcessorList,
+        narrow: bool = True,
     ) -> LogitsProcessorList:
-        """transformers' own processors (`build` makes them from a config), per channel: those that constrain, the
-        caller's, those that sample."""
+        """
+        transformers' own processors (`build` makes them out of a config and the caller's) for each channel: those that
+        constrain, the caller's, those that sample. `narrow` lets the last run on few ids.
+        """
+        shorten = _narrowed if narrow else LogitsProcessorList
+        if not self.differ:
+            first, last = _stages(self.text, build, custom)
+            return LogitsProcessorList([*first, *shorten(last)])
         first, last = {}, {}
         for name in CHANNELS:
             config = getattr(self, name)
-            without = copy.copy(config)
-            without.do_sample, without.renormalize_logits, without.watermarking_config = False, None, None
-            first[name] = build(without)
-            last[name] = LogitsProcessorList(build(config)[len(first[name]) :])
+            first[name], last[name] = _stages(config, build, LogitsProcessorList())
+            last[name] = shorten(last[name])
             if not config.do_sample and self.any_samples:
                 last[name] = LogitsProcessorList([BestIdLogitsProcessor()])
         return LogitsProcessorList(
@@ -247,6 +279,24 @@ class ChannelSettings:
         )
 
 
+def _stages(config, build, custom) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+    """What `build` makes: processors that also count without sampling, and those that follow them."""
+    without = copy.copy(config)
+    without.do_sample, without.renormalize_logits = False, None
+    first = build(without, custom)
+    return first, LogitsProcessorList(build(config, custom)[len(first) :])
+
+
+def _narrowed(processors: LogitsProcessorList) -> LogitsProcessorList:
+    """`processors` on the best ids only, where a top-k among them leaves no others."""
+    for processor in processors:
+        if isinstance(processor, TopKLogitsWarper):
+            return LogitsProcessorList([NarrowLogitsProcessor(processors, processor.top_k)])
+        if not isinstance(processor, TemperatureLogitsWarper):
+            break
+    return processors
+
+
 __all__ = [
     "CHANNELS",
     "CHANNEL_SETTINGS",
@@ -255,5 +305,6 @@ __all__ = [
     "ChannelLogitsProcessor",
     "ChannelRules",
     "ChannelSettings",
+    "NarrowLogitsProcessor",
     "speaks_next",
 ]

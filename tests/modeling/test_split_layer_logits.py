@@ -5,8 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
-from transformers.generation import RepetitionPenaltyLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation import LogitNormalization
 
 from dualspeech.modeling.split_layer_logits import (
     CHANNEL_SETTINGS,
@@ -15,6 +23,7 @@ from dualspeech.modeling.split_layer_logits import (
     ChannelLogitsProcessor,
     ChannelRules,
     ChannelSettings,
+    NarrowLogitsProcessor,
     speaks_next,
 )
 
@@ -129,6 +138,39 @@ def test_processors_of_each_channel(last):
         assert torch.equal(result[row], chosen[0])
 
 
+@pytest.mark.parametrize("others", [[], [TopPLogitsWarper(0.7)], [MinPLogitsWarper(0.1), LogitNormalization()]])
+def test_few_ids_are_enough_for_top_k(others):
+    scores = torch.randn(4, 500, generator=torch.Generator().manual_seed(3)) * 2
+    scores[1, 10:] = -math.inf
+    scores[2] = scores[2].round()  # many equals
+    scores[3] = -math.inf
+    scores[3, 7] = 0.0
+    processors = LogitsProcessorList([TemperatureLogitsWarper(0.6), TopKLogitsWarper(20), *others])
+    result = NarrowLogitsProcessor(processors, 20)(None, scores)
+    assert torch.allclose(result, processors(None, scores), atol=1e-5)
+    assert torch.equal(NarrowLogitsProcessor(processors, 20, spare=900)(None, scores), processors(None, scores))
+
+
+def test_when_few_ids_are_looked_at():
+    config = GenerationConfig(do_sample=True, top_k=5)
+    for processors, expected in (
+        ([TemperatureLogitsWarper(0.6), TopKLogitsWarper(5), TopPLogitsWarper(0.7)], True),
+        ([TopKLogitsWarper(5)], True),
+        ([TopPLogitsWarper(0.7)], False),
+        ([TopPLogitsWarper(0.7), TopKLogitsWarper(5)], False),
+        ([], False),
+    ):
+
+        def build(settings, custom, processors=processors):
+            return LogitsProcessorList(processors if settings.do_sample else [])
+
+        for narrow in (True, False):
+            made = ChannelSettings.read(config).processors(ChannelRules(IDS), build, [], narrow)
+            assert any(isinstance(processor, NarrowLogitsProcessor) for processor in made) == (expected and narrow)
+            if not (expected and narrow):
+                assert list(made) == processors
+
+
 def test_the_best_id():
     scores = torch.tensor([[1.0, 5.0, 5.0], [-math.inf, -2.0, -3.0]])
     result = BestIdLogitsProcessor()(None, scores)
@@ -173,10 +215,10 @@ def test_order_of_the_processors():
         audio={"do_sample": True, "temperature": 0.5, "top_k": 3, "repetition_penalty": 1.3},
     )
 
-    def build(settings):
+    def build(settings, custom):
         names = ["penalty"] if settings.repetition_penalty is not None else []
         names += [name for name in ("temperature", "top_k") if getattr(settings, name) and settings.do_sample]
-        return LogitsProcessorList(names)
+        return LogitsProcessorList([*names, *custom])
 
     first, custom, last = ChannelSettings.read(config).processors(ChannelRules(IDS), build, ["custom"])
     assert list(first.text) == list(first.audio) == ["penalty"] and custom == "custom"

@@ -157,7 +157,7 @@ def test_errors_and_cancellation(model):
     seen = threading.Event()
 
     def wait(input_ids, scores):
-        if input_ids.shape[1] == prompt.shape[1] + 3:
+        if input_ids.shape[1] == prompt.shape[1] + 1:
             seen.wait(20)
         return scores
 
@@ -170,7 +170,7 @@ def test_errors_and_cancellation(model):
     rest = list(streamer)
     assert first.channel == "audio" and not thread.is_alive()
     assert streamer.result.finish_reason == ["cancelled"]
-    assert len(rest) + 1 >= int(streamer.result.generated_lengths) == 4
+    assert len(rest) + 1 >= int(streamer.result.generated_lengths) == 2
     streamer.start(model.generate, prompt, max_new_tokens=2, suppress_tokens=end)
     assert sum(len(event.ids) for event in streamer) == 2 and streamer.result.finish_reason == ["length"]
     with pytest.raises(queue.Empty):
