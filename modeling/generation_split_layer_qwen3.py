@@ -141,7 +141,8 @@ class SplitLayerGenerationMixin(GenerationMixin):
             inputs / input_ids (`torch.LongTensor` of shape `(batch, length, 2)` or `(batch, length)`):
                 Left-padded prompts as rows (text id, audio id), or as flat ids.
             attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
-                0 on the padding. Without it, rows with the pad id at the beginning of a prompt count as padding.
+                0 on the padding. Without it, rows with the pad id at the beginning of a prompt count as padding, and a
+                prompt must not end in one.
             generation_config (`GenerationConfig`, *optional*), kwargs:
                 As in `GenerationMixin.generate`. `max_new_tokens` counts rows and defaults to 500. The ids of
                 `eos_token_id`, and the pad id, end a row; `eos_token_id=None` switches this off. `min_new_tokens` holds
@@ -152,9 +153,9 @@ class SplitLayerGenerationMixin(GenerationMixin):
                   `top_k`, `top_p`, `repetition_penalty` and the others of `CHANNEL_SETTINGS`. The released
                   `layers` and `do_samples` are read as well.
                 - `lazy_branches` (`bool`): run only the branches whose channel speaks in some unfinished row; the
-                  other catches up when it is needed. Exact. Default: on with a dynamic cache or none, off with every
-                  other cache, under FSDP and ZeRO-3, and when logits, states or attentions are asked for (the silent
-                  branch then has none).
+                  other catches up in one pass when it is needed, with the same result. Default: on with a dynamic
+                  cache or none, off with every other cache, under FSDP and ZeRO-3, and when logits, states or
+                  attentions are asked for (the silent branch then has none).
                 - `pad_code_ends_speech` (`bool`, default true): a prompt whose last row is a speech row with the code
                   `config.audio_pad_token_id` goes on in text, a quirk of the release. `False`: it goes on in speech.
             logits_processor, stopping_criteria: of the caller; both see flat ids.
@@ -268,6 +269,12 @@ class SplitLayerGenerationMixin(GenerationMixin):
         if failed or len(results) != copies * len(flat):
             raise RuntimeError(f"{copies * len(flat) - len(results) + len(failed)} requests failed: {failed}")
         return collect_requests(results, [rows[0] for rows in prompts], copies, config, self.config)
+
+    def compute_transition_scores(self, sequences, scores, *args, **kwargs):
+        """As in transformers; `sequences` may be rows, those of [`SplitLayerGenerateOutput`]."""
+        if sequences.dim() == 3:
+            sequences = rows_to_flat(sequences, self.config)
+        return super().compute_transition_scores(sequences, scores, *args, **kwargs)
 
     # Settings
 
@@ -453,6 +460,11 @@ def _left_padding_mask(flat, attention_mask, pad_token_id) -> torch.LongTensor:
         if pad_token_id is None:
             return torch.ones_like(flat)
         attention_mask = ((flat != pad_token_id).cumsum(dim=1) > 0).long()
+        if ((flat[:, -1] == pad_token_id) & (attention_mask[:, -1] == 1)).any():
+            raise ValueError(
+                f"a prompt ends in the pad id {pad_token_id}; prompts are padded on the left (an `attention_mask` says "
+                "that it is meant)"
+            )
     attention_mask = attention_mask.to(flat.device).long()
     if attention_mask.shape != flat.shape or (attention_mask.diff(dim=1) < 0).any():
         raise ValueError(

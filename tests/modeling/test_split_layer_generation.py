@@ -5,7 +5,11 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.generation import MaxTimeCriteria, StoppingCriteria
 
 from dualspeech import SplitLayerQwen3ForCausalLM
@@ -336,6 +340,33 @@ def test_cancelled_rows(model):
         assert output.finish_reason == ["cancelled"] * 2 and output.generated_lengths.tolist() == [1, 1]
 
 
+def test_stop_strings(model):
+    config = model.config
+    letters = [chr(ord("A") + index) for index in range(config.vocab_size - 6)] + list("abcdef")  # prefix of its table
+    tokenizer = Tokenizer(WordLevel({letter: index for index, letter in enumerate(letters)}, unk_token="A"))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    prompts = [prompts_of(config)[name] for name in ("history", "text", "start")]
+    batch = left_padded(prompts, config)
+    plain = model.generate(**batch, max_new_tokens=16, eos_token_id=None)
+    word = int(plain.text_ids[0, 1])
+    output = model.generate(**batch, max_new_tokens=16, stop_strings=[letters[word]], tokenizer=tokenizer)
+    assert output.finish_reason[0] == "cancelled"
+    for index in range(3):
+        rows, length = output.generated_rows[index], int(output.generated_lengths[index])
+        assert torch.equal(rows[:length], plain.generated_rows[index, :length])
+        assert (rows[: length - 1, 0] != word).all()
+        if output.finish_reason[index] == "cancelled":
+            assert rows[length - 1, 0] == word
+
+
+def test_the_mask_may_say_that_a_pad_id_is_meant(model):
+    prompt = text_rows(model.config, 3, model.config.pad_token_id)
+    output = model.generate(prompt[None], attention_mask=torch.ones(1, 2), max_new_tokens=6)
+    same_rows(output, 0, naive_generate(model, prompt, 6)[0], model.config)
+
+
 def test_left_padding_is_found_without_a_mask(model):
     config = model.config
     batch = left_padded(list(prompts_of(config).values()), config)
@@ -379,6 +410,7 @@ BAD_CALLS = {
     "short mask": ({"attention_mask": torch.tensor([[1, 1]])}, "shape"),
     "nothing visible": ({"attention_mask": torch.tensor([[0, 0, 0]])}, "nothing but padding"),
     "only padding": ({"input_ids": torch.tensor([[31, 31]])}, "nothing but padding"),
+    "right padding without a mask": ({"input_ids": torch.tensor([[3, 4, 31], [31, 3, 4]])}, "padded on the left"),
     "embeddings": ({"inputs_embeds": torch.zeros(1, 3, 24)}, "inputs_embeds"),
     "negative prompt": ({"guidance_scale": 2.0}, "guidance_scale"),
     "contrastive": ({"penalty_alpha": 0.5}, "penalty_alpha"),

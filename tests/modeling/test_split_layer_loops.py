@@ -145,6 +145,17 @@ def test_beams_score_each_channel_by_itself(model, batch, lazy, length_penalty):
     assert (output.sequences_scores[::2] >= output.sequences_scores[1::2]).all()
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_transition_scores_of_rows(model, batch, beams):
+    output = model.generate(**batch, max_new_tokens=7, num_beams=beams, output_scores=True, length_penalty=0.0)
+    scores = model.compute_transition_scores(
+        output.sequences, output.scores, output.beam_indices, normalize_logits=beams == 1
+    )
+    for index, length in enumerate(output.generated_lengths.tolist()):
+        expected = score_of(model, output.sequences[index], batch["attention_mask"][index], length)
+        assert float(scores[index, :length].sum()) == pytest.approx(expected, abs=2e-4)
+
+
 def test_beams_in_a_batch_equal_beams_alone(model):
     prompts = list(prompts_of(model.config).values())
     output = model.generate(**left_padded(prompts, model.config), max_new_tokens=9, num_beams=3)
@@ -188,6 +199,15 @@ def test_continuous_batching(model, batch, greedy):
         lists, max_new_tokens=20, continuous_batching_config=ContinuousBatchingConfig(**PAGES)
     )
     same(output, greedy)
+
+
+def test_continuous_batching_of_several_sequences(model, greedy):
+    prompts = list(prompts_of(model.config).values())
+    settings = {"max_new_tokens": 20, "num_return_sequences": 2, "do_sample": True, "top_k": 1}
+    pages = ContinuousBatchingConfig(**PAGES)
+    output = model.generate_batch(prompts, continuous_batching_config=pages, **settings)
+    assert torch.equal(output.generated_rows, greedy.generated_rows.repeat_interleave(2, dim=0))
+    assert torch.equal(output.sequences[::2], output.sequences[1::2])
 
 
 def test_continuous_batching_samples_by_channel():
