@@ -8,7 +8,7 @@
 
 Without `--checkpoint` a tiny random model is made: all calls are real, the answers are noise. Several inputs are the turns
 of one conversation, in their order. With `--stream` an answer is decoded while it is generated: written piece by piece,
-played if `sounddevice` is installed, and Ctrl-C ends it (it stays in the conversation as far as it got). Without, it is
+played if `sounddevice` is installed, and Ctrl-C ends it (what was heard of it stays in the conversation). Without, it is
 decoded at once with full attention, which sounds a little different.
 """
 
@@ -41,12 +41,14 @@ class Answer:
     finish_reason: str
     seconds: float = 0.0  # from the question to the end of the answer
     first_audio: float | None = None  # from the question to the first samples
+    gapless: float | None = None  # from the question to when playing can begin without running dry later
 
     def __str__(self):
         parts = [f"{self.rows / self.seconds:.1f} rows/s"]
         if self.first_audio is not None:
             spoken = len(self.audio) / self.rate
-            parts.insert(0, f"time to first audio {1000 * self.first_audio:.0f} ms")
+            first, gapless = round(1000 * self.first_audio), round(1000 * self.gapless)
+            parts.insert(0, f"time to first audio {first} ms (without gaps {gapless} ms)")
             parts.append(f"real-time factor {self.seconds / spoken:.2f} for {spoken:.2f} s of speech")
         return ", ".join([*parts, self.finish_reason])
 
@@ -113,7 +115,7 @@ class Chat:
             self.processor.save_audio(path, audio, result.sampling_rate)
         if result.text is not None:
             print(result.text)
-        return result, self._answer(result, output, audio, seconds, None if audio is None else seconds)
+        return result, self._answer(result, output, audio, seconds, *[None if audio is None else seconds] * 2)
 
     def _stream(self, inputs, path: Path, start: float):
         streamer = SpeechStreamer(self.model.config, chunk_size=1)  # the decoder collects codes by itself
@@ -146,12 +148,15 @@ class Chat:
             speech.close(at_once=cancelled)  # waits for the loudspeaker
         print(end="\n" if written else "")
         result = self.processor.batch_decode(streamer.result, return_audio=False)[0]
-        first = None if speech.first_time is None else speech.first_time - start
-        return result, self._answer(result, streamer.result, speech.audio, seconds, first)
+        if cancelled and result.codes is not None:  # only what was heard counts as said
+            heard = 0 if speech.audio is None else len(speech.audio) // self.codec.hop_length
+            result.codes = result.codes[:heard]
+        times = [None if at is None else at - start for at in (speech.first_time, speech.gapless_time)]
+        return result, self._answer(result, streamer.result, speech.audio, seconds, *times)
 
-    def _answer(self, result, output, audio: np.ndarray | None, seconds: float, first: float | None) -> Answer:
+    def _answer(self, result, output, audio: np.ndarray | None, *times: float | None) -> Answer:
         rows, rate = int(output.generated_lengths[0]), self.codec.sampling_rate
-        return Answer(result.text, result.codes, audio, rate, rows, result.finish_reason, seconds, first)
+        return Answer(result.text, result.codes, audio, rate, rows, result.finish_reason, *times)
 
 
 class AppendTurn(argparse.Action):

@@ -50,7 +50,8 @@ class Player:
 class SpeechOutput:
     """Pieces of a waveform `[n]` at `rate` Hz, written to `path` (16-bit PCM, made with the first piece) and played.
 
-    `first_time` is the `time.perf_counter()` of the first samples, `None` before.
+    `first_time` is the `time.perf_counter()` of the first samples, and `gapless_time` the earliest one at which playing
+    could have begun without running dry later, as far as is known; both are `None` before the first samples.
     """
 
     def __init__(self, path: Path, rate: int, play: bool = True):
@@ -58,15 +59,18 @@ class SpeechOutput:
         self.player = Player(rate) if play else None
         self.pieces: list[np.ndarray] = []
         self.first_time: float | None = None
+        self.gapless_time: float | None = None
         self.file: soundfile.SoundFile | None = None
 
     def write(self, samples: torch.Tensor):
         if not len(samples):
             return
         piece = samples.float().cpu().numpy()
+        now = time.perf_counter()
         if self.file is None:
-            self.first_time = time.perf_counter()
+            self.first_time = self.gapless_time = now
             self.file = soundfile.SoundFile(self.path, "w", samplerate=self.rate, channels=1, subtype="PCM_16")
+        self.gapless_time = max(self.gapless_time, now - sum(map(len, self.pieces)) / self.rate)
         if self.player is not None:
             self.player.play(piece)
         self.file.write(piece)

@@ -90,7 +90,7 @@ def test_stream_is_one_streaming_pass(talk, loaded, tmp_path, arguments, setting
     expected = streamed(loaded[1].audio_tokenizer, answer.codes, loaded[1].voice, **settings)
     assert len(answer.audio) == 1920 * len(answer.codes) and np.allclose(answer.audio, expected, atol=1e-4)
     assert np.allclose(read(tmp_path / "answer-1.wav"), expected, atol=2e-4)
-    assert 0 < answer.first_audio < answer.seconds
+    assert 0 < answer.first_audio <= answer.gapless <= answer.seconds
 
 
 def test_pieces_are_written_as_they_come(script, talk, tmp_path, monkeypatch):
@@ -178,9 +178,9 @@ def test_checkpoint_and_codec_of_another_folder(script, checkpoint, tmp_path):
     assert np.array_equal(here.codes, there.codes) and np.array_equal(here.audio, there.audio)
 
 
-@pytest.mark.parametrize("after", [1, 12])
+@pytest.mark.parametrize("after", [1, 20])
 def test_ctrl_c_ends_an_answer(script, talk, monkeypatch, tmp_path, after):
-    """The signal arrives while the answer is decoded: it is kept as far as it got, and the next turn is answered."""
+    """The signal arrives while the answer is decoded: what was heard of it is kept, and the next turn is answered."""
     from dualspeech.modeling.moss_speech_streaming import MossSpeechStreamingDecoder
 
     seen, step, count = [], MossSpeechStreamingDecoder.step, [0]
@@ -195,14 +195,16 @@ def test_ctrl_c_ends_an_answer(script, talk, monkeypatch, tmp_path, after):
     init = script.Chat.__init__
     monkeypatch.setattr(script.Chat, "__init__", lambda self, *args: (init(self, *args), seen.append(self))[0])
     first, second = talk("--text", "Hello you", "--text", "so", "--stream", "--greedy", "--max-new-tokens", 200)
-    assert first.finish_reason == "cancelled" and len(first.codes) < 200
+    assert first.finish_reason == "cancelled" and first.rows < 200
     assert second.finish_reason in ("length", "eos") and len(second.codes) > 0
-    written = tmp_path / "answer-1.wav"
+    written, conversation = tmp_path / "answer-1.wav", seen[0].conversation
     if first.audio is None:
-        assert not written.exists()
+        assert not written.exists() and len(first.codes) == 0
+        assert [turn["content"] for turn in conversation[:1]] == ["so"]
     else:
-        assert 0 < len(read(written)) == len(first.audio) < 1920 * len(first.codes)
-    assert seen[0].conversation[1]["content"][0]["codes"] == first.codes.tolist()
+        assert len(read(written)) == len(first.audio) and len(first.audio) // 1920 == len(first.codes) > 0
+        assert conversation[1]["content"][0]["codes"] == first.codes.tolist()
+    assert (first.audio is None) == (after == 1)
 
 
 def test_ctrl_c_without_streaming(script, talk, monkeypatch, capsys):
@@ -233,6 +235,20 @@ def test_typed_conversation(script, talk, recording, monkeypatch, capsys):
     assert talk("--output", "text") == []
     with pytest.raises(ValueError, match=r"missing\.wav"):
         talk("--input-wav", "missing.wav")
+
+
+def test_gapless_start(tmp_path, monkeypatch):
+    """Pieces of 10 ms that come at 1.0, 1.005 and 1.05 s: the last one is 30 ms late for a start at 1.0."""
+    module = load_example("speech_output")
+    times = iter([1.0, 1.005, 1.05])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    output = module.SpeechOutput(tmp_path / "a.wav", 1000, play=False)
+    assert output.first_time is output.gapless_time is output.audio is None
+    for _ in range(3):
+        output.write(torch.zeros(10))
+    output.write(torch.zeros(0))
+    output.close()
+    assert output.first_time == 1.0 and output.gapless_time == pytest.approx(1.03) and len(output.audio) == 30
 
 
 class LoudSpeaker:
