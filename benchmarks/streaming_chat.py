@@ -63,14 +63,16 @@ SIZES = {
 
 @dataclass
 class Times:
-    """Seconds from the question to its codes, to the first code of the answer, to the first sound, to the end; and how
-    many codes there were when the first sound came."""
+    """Seconds from the question to its codes, to the first code of the answer, to the first sound, to when playing can
+    begin without running dry later, and to the end; the codes that were there with the first sound, and its seconds."""
 
     encoded: float
     first_code: float
     first_audio: float
+    gapless: float
     end: float
-    codes_before: int = 0
+    codes_before: int
+    first_piece: float
 
 
 def build(options) -> tuple[SplitLayerQwen3ForCausalLM, MossSpeechCodecModel]:
@@ -132,7 +134,7 @@ class Benchmark:
         encoded = self.clock() - start
         streamer = SpeechStreamer(self.model.config, chunk_size=1)
         decoder, codes, samples = self.session.new_session(), [], 0
-        first_code = first_audio = codes_before = None
+        first_code, first, gapless = None, None, 0.0
         streamer.start(self.model.generate, input_ids=rows, **self.settings)
         with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
             for event in streamer:
@@ -143,10 +145,15 @@ class Benchmark:
                 pieces = [decoder.step(event.ids)] if len(event.ids) else []
                 pieces += [decoder.finish()] if event.ends_speech else []
                 for piece in pieces:
-                    samples += len(piece.cpu())  # the sound has left the device
-                    if samples and first_audio is None:
-                        first_audio, codes_before = time.perf_counter() - start, len(codes)
-        return Times(encoded, first_code, first_audio, self.clock() - start, codes_before), codes, samples
+                    length = len(piece.cpu())  # the sound has left the device
+                    if not length:
+                        continue
+                    now = time.perf_counter() - start
+                    first = (now, len(codes), length / self.codec.sampling_rate) if first is None else first
+                    gapless = max(gapless, now - samples / self.codec.sampling_rate)
+                    samples += length
+        times = Times(encoded, first_code, first[0], gapless, self.clock() - start, *first[1:])
+        return times, codes, samples
 
     def waited(self) -> tuple[Times, list[int], int]:
         """The same with generation first and decoding afterwards."""
@@ -159,7 +166,9 @@ class Benchmark:
         codes = output.speech_codes[:, : int(output.speech_lengths[0])]
         waveform = self.codec.decode(codes, voice=self.voice).cpu()
         end = self.clock() - start
-        return Times(encoded, generated, end, end, codes.shape[1]), codes[0].tolist(), waveform.shape[-1]
+        seconds = waveform.shape[-1] / self.codec.sampling_rate
+        times = Times(encoded, generated, end, end, end, codes.shape[1], seconds)
+        return times, codes[0].tolist(), waveform.shape[-1]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Times]:
@@ -185,7 +194,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Times]:
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (benchmark.model, benchmark.codec)]
     rate = benchmark.codec.sampling_rate
     print(f"language model {sizes[0]:.1f} M parameters ({options.dtype}), codec {sizes[1]:.1f} M")
-    print(f"{'ms':10} {'encode':>8} {'first code':>10} {'first audio':>11} {'end':>8} {'codes/s':>8} {'RTF':>5}")
+    print(
+        f"{'ms':10} {'encode':>8} {'first code':>10} {'first audio':>11} {'gapless':>8} {'end':>8} {'codes/s':>8} {'RTF':>5}"
+    )
     results, reference = {}, None
     for name, run in (("streamed", benchmark.streamed), ("at the end", benchmark.waited)):
         runs = [run() for _ in range(options.repeats + 1)][1:]
@@ -195,11 +206,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Times]:
         reference = codes
         medians = Times(*(statistics.median(getattr(t, f) for t, *_ in runs) for f in Times.__dataclass_fields__))
         results[name] = medians
-        milliseconds = [1000 * value for value in vars(medians).values()][:4]
+        milliseconds = [1000 * value for value in vars(medians).values()][:5]
         speed = len(codes) / (medians.end - medians.encoded), medians.end * rate / samples
-        print("{:10} {:8.0f} {:10.0f} {:11.0f} {:8.0f} {:8.1f} {:5.2f}".format(name, *milliseconds, *speed))
-    before = results["streamed"].codes_before
-    print(f"{len(codes)} codes, {samples / rate:.2f} s of speech; the first sound came with code {before:.0f}")
+        print("{:10} {:8.0f} {:10.0f} {:11.0f} {:8.0f} {:8.0f} {:8.1f} {:5.2f}".format(name, *milliseconds, *speed))
+    first = results["streamed"]
+    print(
+        f"{len(codes)} codes, {samples / rate:.2f} s of speech; the first sound came with code {first.codes_before:.0f} "
+        f"and lasts {1000 * first.first_piece:.0f} ms"
+    )
     return results
 
 
