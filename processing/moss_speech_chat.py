@@ -1,12 +1,13 @@
 """The chats of MOSS-Speech as data: modalities, roles, system prompts, the pieces of the template, and turns."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .audio import as_array
+from .audio import as_array, is_array_with_rate
 from .row_inputs import is_one_recording
 
 MODALITIES = ("text", "audio")
@@ -107,7 +108,10 @@ def conversations_of(conversations: Any, text: Any = None, audio: Any = None) ->
     texts = [text] if text is None or isinstance(text, str) else list(text)
     recordings = [audio] if audio is None or is_one_recording(audio) else list(audio)
     count = max(len(texts), len(recordings))
-    texts, recordings = (column * count if column in ([None], [""]) else column for column in (texts, recordings))
+    if len(texts) == 1 and not texts[0]:
+        texts = texts * count
+    if len(recordings) == 1 and recordings[0] is None:
+        recordings = recordings * count
     if len(texts) != len(recordings):
         raise ValueError(f"`text` has {len(texts)} entries and `audio` {len(recordings)}; give one per conversation")
     result = []
@@ -185,7 +189,11 @@ def parse_content(content: Any, place: str) -> Content:
     source = part[sources[0]]
     if sources[0] == "codes":
         return Content(codes=checked_codes(source, place))
-    return Content(audio=(source, part["sampling_rate"]) if "sampling_rate" in part else source)
+    if "sampling_rate" not in part:
+        return Content(audio=source)
+    if isinstance(source, (str, bytes, bytearray, os.PathLike, Mapping)) or is_array_with_rate(source):
+        raise ValueError(f"{place}: `sampling_rate` is for bare arrays of samples; a recording has a rate of its own")
+    return Content(audio=(source, part["sampling_rate"]))
 
 
 def checked_codes(codes: Any, place: str) -> list[int]:

@@ -4,6 +4,8 @@ import base64
 import binascii
 from typing import Any
 
+from huggingface_hub.utils import httpx
+
 SECONDS = 30.0  # to wait for a server
 
 
@@ -24,8 +26,6 @@ def fetch(source: Any) -> Any:
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"`audio`: {head[:60]!r} is a data URI that cannot be read ({error})") from error
     if source.startswith(("http://", "https://")):
-        import httpx  # a dependency of huggingface_hub
-
         try:
             response = httpx.get(source, follow_redirects=True, timeout=SECONDS)
             response.raise_for_status()

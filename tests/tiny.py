@@ -5,10 +5,19 @@ import string
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from dualspeech.processing.tokenization_dualspeech import extend_tokenizer
 
+# What Qwen3 adds to its byte-level vocabulary behind `<|endoftext|>`, and whether it is special.
+CHAT_TOKENS = {
+    "<|im_start|>": True,
+    "<|im_end|>": True,
+    "<|object_ref_start|>": True,
+    "<|object_ref_end|>": True,
+    "<think>": False,
+    "</think>": False,
+}
 MERGES = ["t h", "th e", "i n", "e r", "a n", "an d", "o u"]
 
 
@@ -18,7 +27,9 @@ def tiny_tokenizer(kind="metaspace", codebook_size=None):
     `metaspace`: the legacy Llama / Phi-3 kind, every stretch of text between special tokens gets a leading mark.
     `metaspace_first`: the newer Llama kind, only the first stretch gets it.
     `byte_level`: the GPT-2 / Qwen kind, without marks and without a BOS token.
+    `chat`: the same with the tokens of a Qwen3 chat, of which `<think>` is none of the special ones.
     """
+    is_chat, kind = kind == "chat", "byte_level" if kind == "chat" else kind
     if kind == "byte_level":
         special, alphabet, space = ["<|endoftext|>"], sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġ"
     else:
@@ -50,6 +61,10 @@ def tiny_tokenizer(kind="metaspace", codebook_size=None):
     if kind != "byte_level":
         names |= {"unk_token": "<unk>", "bos_token": "<s>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    if is_chat:
+        for token, is_special in CHAT_TOKENS.items():
+            tokenizer.add_tokens([AddedToken(token, special=is_special, normalized=False)], special_tokens=is_special)
+        tokenizer.eos_token = "<|im_end|>"
     if codebook_size is not None:
         extend_tokenizer(tokenizer, codebook_size)
     return tokenizer
