@@ -22,6 +22,7 @@ _EXPORTS = {
     **{name: module for module, name in _registry.CONFIGS.values()},
     **{name: module for classes in _registry.CLASSES.values() for module, name in classes.values()},
     "DualSpeechDataCollator": "training.data_collator",
+    "MossSpeechDataCollator": "training.data_collator_moss_speech",
     "MossSpeechVoice": "modeling.moss_speech_voice",
     "PrecomputedSpeakers": "modeling.speaker_adapters",
     "bundle_remote_code": "hub",

@@ -23,9 +23,12 @@ def test_every_python_block_runs(tmp_path):
         from pathlib import Path
         import quickstart
         from tiny_dualspeech import tone_speech
+        from tiny_moss_speech import make_moss_checkpoint
         from dualspeech.processing.audio import save_audio
         quickstart.make_checkpoint(Path("outputs/quickstart/checkpoint"))
+        make_moss_checkpoint("outputs/chat/checkpoint")
         save_audio("speech.wav", tone_speech(["one", "red", "house"]), 24000)
+        save_audio("question.wav", tone_speech(["one", "house"], rate=16000), 16000)
         save_audio("voice.wav", tone_speech(["tree", "two"], voice=3), 24000)
         """,
         cwd=tmp_path,
@@ -54,5 +57,5 @@ def test_table_names_every_class_with_its_auto_classes(name):
 
 
 def test_files_that_are_mentioned_exist():
-    for path in re.findall(r"`((?:examples|modeling|tests|training)/[\w/.]+)`", README):
+    for path in re.findall(r"`((?:benchmarks|examples|modeling|tests|training)/[\w/.]+)`", README):
         assert (ROOT / path).exists(), path
