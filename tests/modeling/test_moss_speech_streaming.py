@@ -329,16 +329,3 @@ def test_recorded_waveforms(part, count):
     assert [len(piece) for piece in pieces] == tensors[f"chunk_samples.{count}"].tolist()
     assert calls == [False] * (len(pieces) - 1) + [True]
     check(torch.cat(pieces), name, tensors, meta)
-
-
-def test_compat_ends_with_full_attention(codec, voice):
-    """Without a chunk in between, all codes are decoded as offline; with one, the end still is, up to the fade."""
-    codes = some_codes(20)
-    offline = codec.decode(codes[None], voice=voice)[0, 0]
-    pieces = feed(codec.streaming_decoder(voice, compat=True), codes, 5)
-    assert sum(map(len, pieces)) == len(offline)
-    streamed = codec.decode(codes[None], voice=voice, streaming=True)[0, 0]
-    joined = torch.cat(pieces)
-    start, middle = slice(0, 8000), slice(13 * 1920 + 9600, 20 * 1920)
-    assert (joined - streamed)[start].abs().max() < (joined - offline)[start].abs().max()
-    assert (joined - offline)[middle].square().mean() < (joined - streamed)[middle].square().mean()
