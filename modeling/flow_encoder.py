@@ -261,18 +261,17 @@ class FlowEncoder(nn.Module):
         grid: ChunkGrid | None,
         state: FlowState | None,
     ) -> Tensor:
-        length = hidden_states.shape[1]
+        length, device = hidden_states.shape[1], hidden_states.device
         if state is None:
-            queries = keys = torch.arange(length, device=hidden_states.device)
-            bias = attention_bias(length, valid, grid, hidden_states)
+            queries, bias = torch.arange(length, device=device), attention_bias(length, valid, grid, hidden_states)
         else:
-            queries, keys, mask = state.positions(length, hidden_states.device)
-            state.advance(length)
+            queries, _, mask = state.positions(length, device)
             bias = None if mask is None else additive(mask, hidden_states)
-        size, dtype = self.config.hidden_size, at_least_float32(hidden_states.dtype)
-        query_table = sinusoids(queries, size, dtype)
-        key_table = query_table if keys is queries else sinusoids(keys, size, dtype)
-        key_table = torch.cat(key_table, dim=-1)
+            state.advance(length)
+        query_table = sinusoids(queries, self.config.hidden_size, at_least_float32(hidden_states.dtype))
+        key_table = torch.cat(query_table, dim=-1)
+        if state is not None:
+            key_table = state.with_table(layers, key_table)
         for layer in layers:
             hidden_states = layer(hidden_states, query_table, key_table, bias, state)
         return hidden_states

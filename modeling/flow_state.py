@@ -145,12 +145,19 @@ class FlowState:
     def with_past(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, heads, K, D]` that `module` attends to: `key`, `value [B, heads, T, D]` among those that
         it got before, in the dtype of the new ones."""
-        past = self._pasts.get(module)
-        if past is None:
-            past = self._pasts[module] = self._new_past()
         dtype = self.cache_dtype or key.dtype
-        keys, values = past.update(key.to(dtype), value.to(dtype))
+        keys, values = self._past(module).update(key.to(dtype), value.to(dtype))
         return keys.to(key.dtype), values.to(value.dtype)
+
+    def with_table(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """`[K, D]`: `rows [T, D]` of the new frames among those of the frames that are kept, in the order of the keys."""
+        nothing = rows.new_empty(1, 1, len(rows), 0)
+        return self._past(module).update(rows[None, None], nothing)[0][0, 0]
+
+    def _past(self, module: nn.Module) -> UnboundedPast | BoundedPast:
+        if module not in self._pasts:
+            self._pasts[module] = self._new_past()
+        return self._pasts[module]
 
     def _new_past(self) -> UnboundedPast | BoundedPast:
         if self.grid.left is None:
