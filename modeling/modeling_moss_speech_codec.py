@@ -219,7 +219,7 @@ class MossSpeechCodecModel(PreTrainedAudioTokenizerBase):
                 codes_mask,
                 prompt_codes=[one.prompt_codes for one in voices],
                 prompt_mel=[one.prompt_mel for one in voices],
-                speaker_embeds=torch.stack([one.speaker_embeds for one in voices]),
+                speaker_embeds=torch.stack([one.speaker_embeds.float().cpu() for one in voices]),
                 streaming=streaming,
                 chunk_size=chunk_size,
                 left_context=left_context,

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
 
 from dualspeech import (
     CamPPlusModel,
+    DualTokenizerModel,
     FlowDecoderModel,
     HiFTModel,
     MossSpeechCodecConfig,
@@ -227,6 +228,18 @@ def test_streaming_encoder(codec):
     assert torch.equal(codes, torch.cat([again.step(waveform), again.finish()]))
 
 
+def test_encoder_as_a_part_of_a_dual_tokenizer(tmp_path, codec):
+    """MOSS-Speech codes in place of USTokens."""
+    tokenizer = DualTokenizerModel.from_parts(codec.encoder, speaker_encoder=codec.speaker_encoder)
+    assert (tokenizer.semantic_codebook_size, tokenizer.semantic_frame_rate) == (CODEBOOK, 12.5)
+    waveforms = torch.stack([recording(1.0, seed=1), recording(1.0, seed=2)])
+    encoded = tokenizer.encode(waveforms, torch.tensor([16000, 9000]))
+    assert torch.equal(encoded.us_codes, codec.encode_waveform(waveforms, torch.tensor([16000, 9000])).codes)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encode(waveforms).us_codes, codec.encode_waveform(waveforms).codes)
+
+
 # decoding
 
 
@@ -314,6 +327,18 @@ def test_global_generator_and_modes_are_left_alone(codec, voice):
 def test_decode_refuses(codec, codes, kwargs, message):
     with pytest.raises(ValueError, match=message):
         codec.decode(codes, **kwargs)
+
+
+def test_voices_of_several_types(codec, voice):
+    codes = some_codes(3, 5)
+    audio = codec.decode(codes, voice=(voice, voice.to(dtype=torch.bfloat16), voice.to(dtype=torch.float64)))
+    single = codec.decode(codes[1:2], voice=voice)
+    assert 0 < (audio[1:2] - single).square().mean() < 0.01 * single.square().mean()
+    torch.testing.assert_close(audio[2:], codec.decode(codes[2:], voice=voice), atol=1e-5, rtol=0)
+    session = codec.streaming_decoder(voice.to(dtype=torch.float64))
+    pieces = [session.step(codes[2]), session.finish()]
+    whole = codec.decode(codes[2:], voice=voice, streaming=True)[0, 0]
+    torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
 
 
 def test_voice_of_another_codec(codec, voice):
