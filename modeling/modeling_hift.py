@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, remove_parametrizations
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
@@ -89,7 +89,8 @@ class HiFTF0Predictor(nn.Module):
     Mel frames `[B, num_mel_bins, F]` to f0 `[B, F]` in Hz.
 
     Computed in float64 where the device has it (as in CosyVoice 3): the excitation sums f0 up over the utterance, so
-    that a rounding error, which depends on how the utterance was cut, would grow with time. It is 1 % of the vocoder.
+    that rounding errors, which depend on how the utterance was cut, add up. In float32 the samples of a stream and of
+    one pass differ by 0.02 within a minute, in float64 by 6e-6. The predictor is 1 % of the vocoder.
     """
 
     def __init__(self, config: HiFTConfig):
@@ -187,14 +188,14 @@ class HiFTModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            std = self.config.initializer_range
-            if is_parametrized(module, "weight"):
-                scale, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
-                init.normal_(direction, std=std)
-                init.copy_(scale, direction.flatten(1).norm(dim=1).view_as(scale))
-            else:
-                init.normal_(module.weight, std=std)
+        if isinstance(
+            module, ParametrizationList
+        ):  # weight norm; a module of its own, whose weights may be missing alone
+            init.normal_(module.original1, std=self.config.initializer_range)
+            init.copy_(module.original0, module.original1.flatten(1).norm(dim=1).view_as(module.original0))
+        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            if not is_parametrized(module, "weight"):
+                init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, HiFTSnake):
             init.ones_(module.alpha)

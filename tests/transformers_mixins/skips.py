@@ -66,6 +66,7 @@ SKIPS = {
     "FlowDecoderModelTest": _NO_STATES,
     "WavTokenizerModelTest": _NO_IDS | _NO_STATES,
     "CamPPlusModelTest": _NO_IDS | _NO_STATES,
+    "HiFTModelTest": _NO_IDS | _NO_STATES,
     "UsTokenizerModelTest": _NO_IDS | _BOOL_MASKS,
     "UsTokenizerForUnderstandingTest": _NO_IDS
     | _BOOL_MASKS
