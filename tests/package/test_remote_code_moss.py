@@ -1,0 +1,44 @@
+"""A MOSS-Speech checkpoint that carries its own code loads where `dualspeech` cannot be imported."""
+
+import json
+
+import pytest
+
+from dualspeech.remote_code import bundle_remote_code
+from tests.examples.running import load_example
+from tests.package.running import interpreter_without_package, run_python
+
+# What the checkpoint says, in any process.
+ANSWER = """
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+processor = AutoProcessor.from_pretrained({folder!r}, trust_remote_code=True)
+model, info = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True, output_loading_info=True)
+assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+chat = [{{"role": "user", "content": {{"type": "audio", "codes": [3, 9, 9, 20]}}}}]
+inputs = processor([chat, "one red house"], ["audio", "audio"])
+output = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+results = processor.batch_decode(output)
+import json
+print(json.dumps([[r.codes.tolist(), len(r.audio), round(float(abs(r.audio).sum()), 2), r.finish_reason] for r in results]))
+base = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
+print(type(base).__name__, type(processor.audio_tokenizer).__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moss") / "tiny"
+    load_example("tiny_moss_speech").make_moss_checkpoint(folder)
+    return folder
+
+
+def test_model_processor_and_codec_without_the_package(folder, tmp_path):
+    code = ANSWER.format(folder=str(folder))
+    expected = run_python(f"import dualspeech\n{code}", cwd=tmp_path).splitlines()[-2:]
+    assert expected[1] == "SplitLayerQwen3Model MossSpeechCodecModel"
+    bundle_remote_code(folder)
+    alone = interpreter_without_package(tmp_path / "alone")
+    check = "import importlib.util\nassert importlib.util.find_spec('dualspeech') is None\n"
+    said = run_python(check + code, python=alone, cwd=tmp_path, HF_HOME=str(tmp_path / "home")).splitlines()[-2:]
+    assert json.loads(said[0]) == json.loads(expected[0])
+    assert said[1] == expected[1]
