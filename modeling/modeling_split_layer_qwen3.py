@@ -146,7 +146,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         is_audio = flat >= self.config.vocab_size
         text = self.embed_tokens(flat.masked_fill(is_audio, 0))
         audio = self.audio_embed(torch.where(is_audio, flat - self.config.vocab_size, 0))
-        return torch.where(is_audio[..., None], audio, text)
+        return torch.where(is_audio[..., None].to(text.device), audio.to(text.device), text)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -181,7 +181,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
             ValueError: if both or none of `input_ids` and `inputs_embeds` are given, on ids as for `embed`, on unknown
                 `branches`, and on a mask that is too short.
         """
-        branches = wanted_branches(branches)
+        branches = _wanted_branches(branches)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
         if inputs_embeds is None:
@@ -371,7 +371,7 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         Raises:
             ValueError: as for the model, and if `labels` do not fit the rows or come without both branches.
         """
-        branches = wanted_branches(branches)
+        branches = _wanted_branches(branches)
         if labels is not None:
             if len(branches) < len(BRANCHES):
                 raise ValueError(f"`labels` need both branches, got `branches` {branches}")
@@ -392,6 +392,8 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
             text_logits = self.text_lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         if "audio" in branches:
             audio_logits = self.audio_lm_head(slice_logits_to_keep(outputs.audio_last_hidden_state, logits_to_keep))
+        if text_logits is not None and audio_logits is not None:
+            audio_logits = audio_logits.to(text_logits.device)  # the branches of a large model may lie apart
         if labels is not None:
             loss, text_loss, audio_loss = split_layer_loss(
                 text_logits,
@@ -428,7 +430,7 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         return torch.cat((text_logits, audio_logits), dim=-1)
 
 
-def wanted_branches(branches: Iterable[str] | None) -> tuple[str, ...]:
+def _wanted_branches(branches: Iterable[str] | None) -> tuple[str, ...]:
     """
     `branches` in the order of the cache; both for `None`.
 
