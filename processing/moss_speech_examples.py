@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .moss_speech_chat import parse_content, parse_conversations, parse_modalities
+from .processor_with_audio_tokenizer import ProcessorWithAudioTokenizer
 
 
-class MossSpeechExamplesMixin:
+class MossSpeechExamplesMixin(ProcessorWithAudioTokenizer):
     """The part of [`MossSpeechProcessor`] that makes examples for training."""
 
     def build_examples(

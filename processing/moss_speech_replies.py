@@ -19,11 +19,12 @@ from .moss_speech_results import (
     rows_of,
     written_texts,
 )
+from .processor_with_audio_tokenizer import ProcessorWithAudioTokenizer
 
 VOICE_FILE = "voice.safetensors"
 
 
-class MossSpeechRepliesMixin:
+class MossSpeechRepliesMixin(ProcessorWithAudioTokenizer):
     """The part of [`MossSpeechProcessor`] that reads what `generate` returns, and keeps the voice to speak with."""
 
     _voice: MossSpeechVoice | None = None

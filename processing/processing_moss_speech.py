@@ -20,7 +20,6 @@ from .moss_speech_examples import MossSpeechExamplesMixin
 from .moss_speech_recordings import fetch
 from .moss_speech_replies import VOICE_FILE, MossSpeechRepliesMixin
 from .moss_speech_rows import TOKEN_NAMES, RowBuilder, RowIds, pad_rows, settings_of_config
-from .processor_with_audio_tokenizer import ProcessorWithAudioTokenizer
 from .row_inputs import is_one_recording
 from .size_checks import raise_on_difference
 
@@ -51,7 +50,7 @@ class MossSpeechProcessorKwargs(ProcessingKwargs, total=False):
     return_assistant_tokens_mask: bool
 
 
-class MossSpeechProcessor(MossSpeechExamplesMixin, MossSpeechRepliesMixin, ProcessorWithAudioTokenizer):
+class MossSpeechProcessor(MossSpeechExamplesMixin, MossSpeechRepliesMixin):
     """Text tokenizer and feature extractor of MOSS-Speech, with the codec at their side.
 
     A conversation becomes rows (text id, audio id). Each turn is wholly text or wholly speech; recordings are encoded by
@@ -229,14 +228,15 @@ class MossSpeechProcessor(MossSpeechExamplesMixin, MossSpeechRepliesMixin, Proce
         accepted = {*own, *MossSpeechTextKwargs.__annotations__, *MossSpeechAudioKwargs.__annotations__}
         # The any-to-any pipeline always passes `images` and `videos`.
         kwargs = {name: value for name, value in kwargs.items() if name in accepted or value is not None}
-        if unknown := sorted(set(kwargs) - accepted - {"text_kwargs", "audio_kwargs"}):
+        if unknown := sorted(set(kwargs) - accepted - {"text_kwargs", "audio_kwargs", "common_kwargs"}):
             raise TypeError(f"unexpected arguments {unknown}; besides the inputs, accepted are {sorted(accepted)}")
         merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         text_kwargs = merged["text_kwargs"]
         audio_kwargs = {k: v for k, v in merged["audio_kwargs"].items() if k in MossSpeechAudioKwargs.__annotations__}
         if text_kwargs.pop("truncation", None):
             raise ValueError("`truncation` is not supported: conversations are never cut; raise `max_length`")
-        text_kwargs = {"padding_side": "left"} | {k: v for k, v in text_kwargs.items() if v is not None}
+        given = {name: value for name, value in text_kwargs.items() if value is not None or name == "return_tensors"}
+        text_kwargs = {"padding_side": "left", **given}
         if merged.get("output_modality") is not None:
             if output_modalities is not None:
                 raise ValueError("`output_modalities` and `output_modality` are the same; give one of them")

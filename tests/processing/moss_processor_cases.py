@@ -1,6 +1,7 @@
 """A small MOSS-Speech processor: a byte-level tokenizer with the tokens of a chat, and codecs and models that fit it."""
 
 import torch
+from transformers.utils import ModelOutput
 
 from dualspeech import MossSpeechFeatureExtractor, MossSpeechProcessor
 from tests.tiny import tiny_tokenizer
@@ -24,13 +25,13 @@ def fitting_config(processor, **kwargs):
 
     ids = processor.row_ids
     names = ("modality_pad_token_id", "sosp_token_id", "eosp_token_id", "audio_pad_token_id", "pad_token_id")
-    return tiny_config(
-        vocab_size=ids.vocab_size,
-        audio_vocab_size=ids.eosp_token_id + 3,
-        eos_token_id=ids.turn_end_id,
-        max_position_embeddings=1024,
-        **{name: getattr(ids, name) for name in names} | kwargs,
-    )
+    fields = {name: getattr(ids, name) for name in names} | {
+        "vocab_size": ids.vocab_size,
+        "audio_vocab_size": ids.eosp_token_id + 3,
+        "eos_token_id": ids.turn_end_id,
+        "max_position_embeddings": 1024,
+    }
+    return tiny_config(**fields | kwargs)
 
 
 def fitting_model(processor, seed=0, scale=0.25, **kwargs):
@@ -40,6 +41,23 @@ def fitting_model(processor, seed=0, scale=0.25, **kwargs):
 
     torch.manual_seed(seed)
     return enlarge(SplitLayerQwen3ForCausalLM(fitting_config(processor, **kwargs)), scale, seed)
+
+
+USER = {"role": "user", "content": "hello there"}
+SYSTEM = {"role": "system", "content": "be kind"}
+ANSWER = {"role": "assistant", "content": "an answer"}
+
+
+def says(*codes):
+    return {"role": "user", "content": {"type": "audio", "codes": list(codes)}}
+
+
+def answers(*codes):
+    return {"role": "assistant", "content": [{"type": "audio", "codes": list(codes)}]}
+
+
+def rows_of(batch, row=0):
+    return batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
 
 
 class Rows:
@@ -69,3 +87,14 @@ class Rows:
     def turn(self, role, content):
         content = self.text(content) if isinstance(content, str) else content
         return self.text(f"<|im_start|>{role}\n") + content + self.text("<|im_end|>\n")
+
+
+def generation(processor, *replies, reasons=None):
+    """What `generate` returns for these rows, padded."""
+    width = max(len(reply) for reply in replies)
+    padded = [reply + [processor.row_ids.padding] * (width - len(reply)) for reply in replies]
+    return ModelOutput(
+        generated_rows=torch.tensor(padded),
+        generated_lengths=torch.tensor([len(reply) for reply in replies]),
+        finish_reason=reasons or ["eos"] * len(replies),
+    )

@@ -173,7 +173,7 @@ def test_modalities():
     with pytest.raises(ValueError, match="`output_modalities` has 1 entries for 2 conversations"):
         parse_modalities(["text"], 2)
     for wrong in ("video", ["video"], [["audio"]]):
-        with pytest.raises(ValueError, match="video|audio.*; accepted are 'text' and 'audio'"):
+        with pytest.raises(ValueError, match=r"video|audio.*; accepted are 'text' and 'audio'"):
             parse_modalities(wrong, 1)
 
 
@@ -196,12 +196,12 @@ def test_addresses_are_fetched(monkeypatch):
     place = f"http://127.0.0.1:{server.server_port}"
     try:
         assert fetch(f"{place}/a.wav") == b"samples"
-        with pytest.raises(ValueError, match="b.wav' cannot be read .*404"):
+        with pytest.raises(ValueError, match=r"b.wav' cannot be read .*404"):
             fetch(f"{place}/b.wav")
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(ValueError, match="a.wav' cannot be read"):
+    with pytest.raises(ValueError, match=r"a\.wav' cannot be read"):
         fetch(f"{place}/a.wav")
     assert fetch("data:audio/wav;base64," + base64.b64encode(b"samples").decode()) == b"samples"
     for wrong in ("data:audio/wav,abc", "data:audio/wav;base64", "data:audio/wav;base64,???"):
