@@ -5,15 +5,15 @@
 
 One process, random weights (24 + 4 + 4 layers of width 768 with the released vocabularies unless told otherwise), a
 prompt that ends in the start of speech, no end of speech. *Step* is the bare decoding step of a loop over
-`forward`; the two variants take turns row by row. *Generate* is `model.generate`, greedy; the variants take turns run
-by run, and the first row of a run, which reads the prompt, does not count. All numbers are medians. *Bytes* is what a
-row cannot do without: the weights of its layers, norms and heads, and the keys and values of the rows so far. The ratio
-of the times should follow the ratio of the bytes.
+`forward`; *generate* is `model.generate`, greedy, without the step that reads the prompt. In both, the two variants take
+turns row by row, so that a noisy machine disturbs both alike; times are medians, and *ratio* is the median of the ratios
+of neighbouring rows. *Bytes* is what a row cannot do without: the weights of its layers, norms and heads, and the keys
+and values of the rows so far. The ratio of the times should follow the ratio of the bytes.
 """
 
 import argparse
-import itertools
 import statistics
+import threading
 import time
 
 import torch
@@ -96,30 +96,42 @@ def steps(model, prompt, rows: int, warm: int) -> dict[str, list[float]]:
     return times
 
 
-@torch.no_grad()
-def generations(model, prompt, rows: int, repeats: int, **settings) -> dict[str, list[float]]:
-    """Seconds of each row of `generate`, the variants in turns; also what else `generate` does between two rows."""
+def generations(model, prompt, rows: int, **settings) -> dict[str, list[float]]:
+    """Seconds of each row of `generate`: two runs at the same time, of which one waits while the other makes a row."""
     times, results = {name: [] for name in VARIANTS}, {}
-    for repeat in range(repeats + 1):  # the first run warms up
-        for name in sorted(VARIANTS, reverse=bool(repeat % 2)):
-            marks = []
+    turns = {name: threading.Semaphore(0) for name in VARIANTS}
 
-            def mark(ids, scores, marks=marks):
-                marks.append(clock(model.device))
-                return scores
+    def run(name, other):
+        started = None
 
-            results[name] = model.generate(
-                prompt,
-                max_new_tokens=rows + 1,
-                lazy_branches=name == "lazy",
-                logits_processor=[mark],
-                do_sample=False,
-                **settings,
-            ).generated_rows
-            if repeat:
-                times[name] += [end - start for start, end in itertools.pairwise(marks)]
-        assert torch.equal(results["both"], results["lazy"]) or model.dtype != torch.float32, "the variants differ"
-    return times
+        def mark(ids, scores):
+            nonlocal started
+            if started is not None:
+                times[name].append(clock(model.device) - started)
+            turns[other].release()
+            turns[name].acquire()
+            started = clock(model.device)
+            return scores
+
+        turns[name].acquire()
+        try:
+            output = model.generate(
+                prompt, max_new_tokens=rows + 1, lazy_branches=name == "lazy", logits_processor=[mark], **settings
+            )
+            results[name] = output.generated_rows
+        finally:
+            for _ in range(rows + 2):  # the other one goes on alone
+                turns[other].release()
+
+    threads = [threading.Thread(target=run, args=pair) for pair in (("both", "lazy"), ("lazy", "both"))]
+    for thread in threads:
+        thread.start()
+    turns["both"].release()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(results["both"], results["lazy"]) or model.dtype != torch.float32, "the variants differ"
+    # The last row of the run that ends first is the last one that was made alone.
+    return {name: values[:rows] for name, values in times.items()}
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -129,8 +141,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--vocabularies", type=int, nargs=2, default=[151680, 16512], help="text and audio ids")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--prompt", type=int, default=64, help="rows of the prompt")
-    parser.add_argument("--rows", type=int, default=30, help="speech rows")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of generate per variant")
+    parser.add_argument("--rows", type=int, default=40, help="speech rows")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch; its own default when omitted")
@@ -155,10 +166,11 @@ def main(arguments: list[str] | None = None) -> dict:
         result = {"bytes": {"both": sum(read["both"]), "lazy": sum(read["lazy"]), "ratio": ratio}}
         for what, times in (
             ("step", steps(model, prompt, options.rows, warm=3)),
-            ("generate", generations(model, prompt, options.rows, options.repeats)),
+            ("generate", generations(model, prompt, options.rows)),
         ):
             medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
-            result[what] = {**medians, "ratio": medians["lazy"] / medians["both"]}
+            pairs = zip(times["lazy"], times["both"], strict=True)
+            result[what] = {**medians, "ratio": statistics.median(lazy / both for lazy, both in pairs)}
         results[batch] = result
         for what in ("step", "generate"):
             row = result[what]

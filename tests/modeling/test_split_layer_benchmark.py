@@ -15,13 +15,14 @@ def test_split_layer_benchmark(capsys, monkeypatch, dtype):
     spec = importlib.util.spec_from_file_location("benchmark_split_layer", BENCHMARKS / "split_layer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sizes = ["--layers", "2", "1", "--width", "64", "--vocabularies", "90", "40", "--prompt", "5", "--rows", "3", "--repeats", "1", "--batches", "1", "2"]
-    results = module.main([*sizes, "--dtype", dtype])
+    sizes = {"--layers": "2 1", "--width": "64", "--vocabularies": "90 40", "--prompt": "5", "--rows": "3"}
+    arguments = [part for name, values in sizes.items() for part in (name, *values.split())]
+    results = module.main([*arguments, "--batches", "1", "2", "--dtype", dtype])
     sys.modules.pop("machine", None)
     assert set(results) == {1, 2} and "ms/row" in capsys.readouterr().out
     for result in results.values():
         assert result["step"]["lazy"] > 0 and result["generate"]["both"] > 0
-    layer = 64 * 64 * 2 + 64 * 64 * 2 + 2 * 32 * 2 + 2 * 64 + 3 * 64 * 192  # q and o, k and v, their norms, norms, MLP
+    layer = 4 * 64 * 64 + 2 * 64 + 2 * 64 + 3 * 64 * 192  # one head: q, k, v, o, norms of q and k, norms, MLP
     size = 4 if dtype == "float32" else 2
     rows = 2 * 64 * (5 + 1.5) * size
     for batch, result in results.items():
