@@ -3,11 +3,12 @@
     python benchmarks/streaming_decode.py
     python benchmarks/streaming_decode.py --size released --device cuda
 
-One process, random weights, one voice, chunks of codes through flow decoder and vocoder. *Cached*: `stream()` of both,
-each frame computed once; also with keys and values in half precision, and with a bounded past (`--left_context`).
-*Recomputed*: the released protocol, in which the flow decodes prompt and prefix again for every chunk; it is timed on
-evenly spaced chunks and scaled up, or in full with `--full_recompute`. The frames of both are compared. The state is
-what has to be kept between chunks, for each second of prompt and speech.
+One process, random weights, one voice, chunks of codes through flow decoder and vocoder of a codec. *Cached*: its
+`streaming_decoder`, each mel frame computed once; also with keys and values in half precision, and with a bounded past
+(`--left_context`). *Recomputed*: the released protocol (`compat=True`), in which the flow decodes prompt and prefix again
+for every chunk; it is timed on evenly spaced chunks and scaled up, or in full with `--full_recompute`. The sound of the
+first run is compared with `decode(..., streaming=True)`. The state is what has to be kept between chunks, for each second
+of prompt and speech.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 import torch
 from machine import describe
 
-from dualspeech import FlowDecoderConfig, FlowDecoderModel, HiFTConfig, HiFTModel
+from dualspeech import MossSpeechCodecConfig, MossSpeechCodecModel, MossSpeechVoice
 
 # Fields of flow decoder and vocoder; what is not said is as released.
 SIZES = {
@@ -40,13 +41,15 @@ SIZES = {
 class Clock:
     """Seconds of the blocks it is held around, with what the device still has to do."""
 
+    now = time.perf_counter
+
     def __init__(self, device: torch.device):
         self.device, self.seconds = device, []
 
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return Clock.now()
 
     def __enter__(self):
         self._start = self._now()
@@ -55,34 +58,53 @@ class Clock:
         self.seconds.append(self._now() - self._start)
 
 
-def stream(flow, vocoder, codes, voice, **settings):
-    """`(mel [1, bins, F], seconds of each chunk, bytes of the state at the end)`."""
-    chunk, lookahead = flow.config.chunk_size, flow.config.pre_lookahead
-    clock, mel = Clock(flow.device), []
-    frames, sound = flow.stream(**voice, **settings), vocoder.stream()
-    mel.append(frames.step(codes[:lookahead]))
-    for piece in codes[lookahead:].split(chunk):
+@torch.no_grad()
+def make_audible(vocoder):
+    """Fresh weights whisper at 1e-6: raise the gain of the last convolution, so that differences would be heard."""
+    mel = torch.randn(1, vocoder.config.num_mel_bins, 20, device=vocoder.device)
+    while vocoder(mel).waveform.std() < 0.02:
+        vocoder.conv_post.parametrizations.weight.original0.mul_(2)
+
+
+def cached(codec, codes, voice, **settings):
+    """`(waveform [S], seconds of each chunk, bytes of the state at the end)`."""
+    flow, clock = codec.config.flow_config, Clock(codec.device)
+    session = codec.streaming_decoder(voice, **settings)
+    pieces = [session.step(codes[: flow.pre_lookahead])]
+    for piece in codes[flow.pre_lookahead :].split(flow.chunk_size):
         with clock:
-            mel.append(frames.step(piece))
-            sound.step(mel[-1])
-    num_bytes = frames.nbytes + sound.nbytes
-    mel.append(frames.finish())
-    sound.step(mel[-1])
-    sound.finish()
-    return torch.cat(mel, dim=-1), clock.seconds, num_bytes
+            pieces.append(session.step(piece))
+    num_bytes = session.nbytes
+    return torch.cat([*pieces, session.finish()]), clock.seconds, num_bytes
 
 
-def recompute(flow, vocoder, codes, voice, chunks):
-    """`({chunk: seconds}, {chunk: its mel frames})` of the released protocol."""
-    chunk, lookahead, ratio = flow.config.chunk_size, flow.config.pre_lookahead, flow.config.upsample_ratio
-    clock, sound, mel = Clock(flow.device), vocoder.overlap_stream(), {}
+def recomputed(codec, codes, voice):
+    """Seconds of each chunk under the released protocol."""
+    flow, clock = codec.config.flow_config, Clock(codec.device)
+    session = codec.streaming_decoder(voice, compat=True)
+    session.step(codes[: flow.pre_lookahead])
+    for piece in codes[flow.pre_lookahead :].split(flow.chunk_size):
+        with clock:
+            session.step(piece)
+    return dict(enumerate(clock.seconds))
+
+
+def recomputed_chunks(codec, codes, voice, chunks):
+    """Seconds of some chunks under the released protocol: what a session of it does, without those in between."""
+    flow, clock = codec.config.flow_config, Clock(codec.device)
+    chunk, lookahead, ratio = flow.chunk_size, flow.pre_lookahead, flow.upsample_ratio
+    sound = codec.vocoder.overlap_stream()
+    prompt = {
+        "prompt_codes": [voice.prompt_codes],
+        "prompt_mel": [voice.prompt_mel],
+        "speaker_embeds": voice.speaker_embeds[None],
+    }
     for index in chunks:
         start, end = index * chunk, (index + 1) * chunk
         with clock:
-            prefix = flow.decode(codes[None, : end + lookahead], **voice, streaming=True, finalize=False)
-            mel[index] = prefix[..., ratio * start :]
-            sound.step(mel[index])
-    return dict(zip(chunks, clock.seconds, strict=True)), mel
+            prefix = codec.flow.decode(codes[None, : end + lookahead], streaming=True, finalize=False, **prompt)
+            sound.step(prefix[..., ratio * start :])
+    return dict(zip(chunks, clock.seconds, strict=True))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -98,43 +120,58 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--full_recompute", action="store_true", help="recompute every chunk")
     parser.add_argument("--threads", type=int, help="threads of torch; its own default when omitted")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="seconds of the processor (all threads), on a machine with other load"
+    )
     options = parser.parse_args(arguments)
+    Clock.now = time.process_time if options.cpu_time else time.perf_counter
     if options.threads:
         torch.set_num_threads(options.threads)
 
     torch.manual_seed(0)
     flow_fields, vocoder_fields = SIZES[options.size]
-    flow = FlowDecoderModel(FlowDecoderConfig(**flow_fields, chunk_size=options.chunk_size)).eval().to(options.device)
-    vocoder = HiFTModel(HiFTConfig(**vocoder_fields)).eval().to(options.device)
-    config, chunk = flow.config, options.chunk_size
-    prompt = int(options.prompt_seconds * config.frame_rate) // chunk * chunk
-    num_chunks = max(1, int(options.seconds * config.frame_rate) // chunk)
-    codes = torch.randint(config.codebook_size, (num_chunks * chunk + config.pre_lookahead,), device=flow.device)
-    voice = {
-        "prompt_codes": torch.randint(config.codebook_size, (1, prompt), device=flow.device),
-        "prompt_mel": torch.randn(1, config.num_mel_bins, config.upsample_ratio * prompt, device=flow.device),
-        "speaker_embeds": torch.randn(1, config.speaker_embedding_size, device=flow.device),
-    }
-    chunk_seconds = chunk / config.frame_rate
-    kept_seconds = (prompt + num_chunks * chunk) / config.frame_rate
-    print(describe())
+    codec = MossSpeechCodecModel(
+        MossSpeechCodecConfig(
+            encoder_config=None,
+            speaker_config=None,
+            flow_config={"initializer_range": 0.05, **flow_fields, "chunk_size": options.chunk_size},
+            vocoder_config=vocoder_fields,
+        )
+    )
+    codec = codec.eval().to(options.device)
+    make_audible(codec.vocoder)
+    flow, chunk = codec.config.flow_config, options.chunk_size
+    prompt = int(options.prompt_seconds * codec.frame_rate) // chunk * chunk
+    num_chunks = max(1, int(options.seconds * codec.frame_rate) // chunk)
+    codes = torch.randint(codec.codebook_size, (num_chunks * chunk + flow.pre_lookahead,)).to(codec.device)
+    voice = MossSpeechVoice(
+        torch.randint(codec.codebook_size, (prompt,)),
+        torch.randn(flow.num_mel_bins, flow.upsample_ratio * prompt),
+        torch.randn(flow.speaker_embedding_size),
+        codec.identity,
+    )
+    chunk_seconds = chunk / codec.frame_rate
+    kept_seconds = (prompt + num_chunks * chunk) / codec.frame_rate
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (codec.flow, codec.vocoder)]
+    print(describe() + ("; seconds of the processor" if options.cpu_time else ""))
     print(
-        f"flow {sum(p.numel() for p in flow.parameters()) / 1e6:.1f} M, vocoder "
-        f"{sum(p.numel() for p in vocoder.parameters()) / 1e6:.1f} M parameters on {options.device}; prompt of "
-        f"{prompt} codes, {num_chunks} chunks of {chunk} codes ({chunk_seconds:g} s)"
+        f"flow {sizes[0]:.1f} M, vocoder {sizes[1]:.1f} M parameters on {options.device}; prompt of {prompt} codes, "
+        f"{num_chunks} chunks of {chunk} codes ({chunk_seconds:g} s)"
     )
 
-    stream(flow, vocoder, codes[: 2 * chunk + config.pre_lookahead], voice)
+    cached(codec, codes[: 2 * chunk + flow.pre_lookahead], voice)
     runs = {
         "cached": {},
         "cached, fp16": {"cache_dtype": torch.float16},
         f"cached, past of {options.left_context}": {"left_context": options.left_context},
     }
-    print(f"{'':22s} first     middle    last      s a chunk     total   state")
-    results = {}
-    mels = {}
+    print(f"{'s a chunk':22s} first     middle    last          total   state")
+    results, error = {}, None
     for name, settings in runs.items():
-        mels[name], seconds, num_bytes = stream(flow, vocoder, codes, voice, **settings)
+        waveform, seconds, num_bytes = cached(codec, codes, voice, **settings)
+        if error is None:
+            error = (waveform - codec.decode(codes[None], voice=voice, streaming=True)[0, 0]).abs().max().item()
+            loudness = waveform.square().mean().sqrt().item()
         results[name] = sum(seconds)
         edge = min(5, num_chunks)
         places = [seconds[:edge], seconds[(num_chunks - edge) // 2 :][:edge], seconds[-edge:]]
@@ -142,10 +179,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         state = f"{num_bytes / 1e6:.0f} MB"
         if "left_context" not in settings:
             state += f", {num_bytes / kept_seconds / 1e6:.1f} MB for a second"
-        print(f"{name:22s} {values}             {sum(seconds):6.1f} s   {state}")
-    steps = num_chunks if options.full_recompute else min(options.samples, num_chunks)
-    chunks = sorted({round(index * (num_chunks - 1) / max(1, steps - 1)) for index in range(steps)})
-    timed, frames = recompute(flow, vocoder, codes, voice, chunks)
+        print(f"{name:22s} {values} {sum(seconds):8.1f}   {state}")
+    if options.full_recompute:
+        timed = recomputed(codec, codes, voice)
+    else:
+        steps = min(options.samples, num_chunks)
+        chunks = sorted({round(index * (num_chunks - 1) / max(1, steps - 1)) for index in range(steps)})
+        timed = recomputed_chunks(codec, codes, voice, chunks)
+    chunks = sorted(timed)
     # evenly spaced points of a curve: the ends count half
     weights = [0.5 if index in (chunks[0], chunks[-1]) and len(chunks) > 1 else 1.0 for index in chunks]
     mean = sum(w * timed[index] for w, index in zip(weights, chunks, strict=True)) / sum(weights)
@@ -153,14 +194,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     places = (chunks[0], chunks[len(chunks) // 2], chunks[-1])
     values = "".join(f"{timed[index]:<10.3f}" for index in places)
     how = "every chunk" if options.full_recompute else f"from {len(chunks)} chunks"
-    print(f"{'recomputed':22s} {values}             {results['recomputed']:6.1f} s   ({how})")
-    ratio, width = results["recomputed"] / results["cached"], chunk * config.upsample_ratio
-    error = max((mels["cached"][..., i * width :][..., :width] - frames[i]).abs().max().item() for i in chunks)
-    print(f"recomputing takes {ratio:.1f} times as long; largest difference of the mel spectrograms {error:.1e}")
+    print(f"{'recomputed':22s} {values} {results['recomputed']:8.1f}   ({how})")
     print(
-        f"real-time factor: cached {results['cached'] / (num_chunks * chunk_seconds):.2f}, recomputed "
-        f"{results['recomputed'] / (num_chunks * chunk_seconds):.2f}"
+        f"recomputing takes {results['recomputed'] / results['cached']:.1f} times as long; largest difference of cached "
+        f"chunks from one pass {error:.1e}, the waveform has a root mean square of {loudness:.1e}"
     )
+    factors = (results[name] / (num_chunks * chunk_seconds) for name in ("cached", "recomputed"))
+    print("real-time factor: cached {:.2f}, recomputed {:.2f}".format(*factors))
     return results | {"error": error}
 
 

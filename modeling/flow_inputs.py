@@ -67,10 +67,14 @@ def check_prompt(
     """
     codes = torch.zeros(0, dtype=torch.long) if codes is None else codes
     mel = torch.zeros(config.num_mel_bins, 0) if mel is None else mel
-    if codes.dim() != 1 or mel.dim() != 2 or mel.shape[0] != config.num_mel_bins:
+    for name, value in (("prompt_codes", codes), ("prompt_mel", mel)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}{where} must be a tensor, got {type(value)}")
+    shapes = tuple(codes.shape), tuple(mel.shape)
+    if len(shapes[0]) != 1 or len(shapes[1]) != 2 or shapes[1][0] != config.num_mel_bins:
         raise ValueError(
             f"prompt_codes and prompt_mel{where} must be [P] and [{config.num_mel_bins}, {config.upsample_ratio} * P], "
-            f"got {tuple(codes.shape)} and {tuple(mel.shape)}"
+            f"got {shapes[0]} and {shapes[1]}"
         )
     if mel.shape[1] != config.upsample_ratio * len(codes):
         raise ValueError(
@@ -95,6 +99,8 @@ def check_prompts(
     def rows(name, values, dims):
         if values is None:
             return [None] * batch
+        if not isinstance(values, Tensor | Sequence):
+            raise ValueError(f"{name} must be a tensor or a list with a row each, got {type(values)}")
         if isinstance(values, Tensor) and values.dim() != dims:
             raise ValueError(f"{name} must have {dims} dimensions, got {tuple(values.shape)}")
         if len(values) not in (1, batch):

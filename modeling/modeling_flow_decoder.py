@@ -189,8 +189,9 @@ class FlowDecoderModel(PreTrainedModel):
         """
         if not streaming and (chunk_size is not None or left_context is not None):
             raise ValueError("chunk_size and left_context have a meaning in streaming mode only; give streaming=True")
-        config, batch = self.config, len(codes)
+        config = self.config
         mask = check_codes(config, codes, codes_mask)
+        batch = len(mask)
         prompts = check_prompts(config, batch, prompt_codes, prompt_mel)
         speaker_embeds = check_speaker(config, speaker_embeds, batch)
         grid = ChunkGrid.of(config, chunk_size, left_context) if streaming else None

@@ -305,6 +305,9 @@ def test_loading(tmp_path):
             r"\[6, 4 \* P\], got \(2,\) and \(7, 8\)",
         ),
         ({"prompt_codes": torch.ones(2, dtype=torch.long)}, r"prompt_codes must have 2 dimensions, got \(2,\)"),
+        ({"codes": None}, "codes must be .*NoneType"),
+        ({"prompt_codes": [[1, 2]], "prompt_mel": torch.zeros(1, 6, 8)}, "prompt_codes must be a tensor, got .*list"),
+        ({"prompt_mel": 3}, "prompt_mel must be a tensor or a list"),
         ({"prompt_codes": [None, None]}, "prompt_codes must have a row for each of 1 rows"),
         (
             {"prompt_codes": torch.tensor([[27]]), "prompt_mel": torch.zeros(1, 6, 4)},
