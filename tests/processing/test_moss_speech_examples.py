@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from dualspeech.modeling.split_layer_rows import rows_to_flat
 from tests.modeling.moss_codec_cases import recording, tiny_moss_codec
@@ -124,3 +125,20 @@ def test_flat_ids_of_labels_are_those_of_the_model(processor):
     document = processor.build_document(["ab", {"codes": [1, 26]}, "c"])
     assert document["labels"] == rows_to_flat(torch.tensor(document["input_ids"]), config).tolist()
     assert document["labels"][3:6] == [config.vocab_size + 1, config.vocab_size + 26, config.vocab_size + CODEBOOK]
+
+
+def test_conversations_and_examples_of_a_data_set(processor):
+    # A data set fills the keys that a part lacks with `None`.
+    chats = [
+        [{"role": "user", "content": [{"type": "text", "text": "hello there"}]}, answers(5, 6)],
+        [
+            {"role": "user", "content": [{"type": "audio", "codes": [2]}]},
+            {**ANSWER, "content": [{"text": "an answer"}]},
+        ],
+    ]
+    stored = Dataset.from_list([{"messages": chat} for chat in chats])
+    assert stored[0]["messages"][0]["content"][0]["codes"] is None
+    data = stored.map(lambda row: processor.build_example(row["messages"]), remove_columns=["messages"])
+    expected = processor.build_examples(chats)
+    assert [dict(row) for row in data] == expected
+    assert torch.equal(processor.pad(list(data))["labels"], processor.pad(expected)["labels"])
