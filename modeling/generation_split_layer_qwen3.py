@@ -12,7 +12,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from .generation_rows import CancellationCriteria
 from .split_layer_cache import SplitLayerCache
-from .split_layer_logits import ChannelLogitsProcessor, ChannelRules, ChannelSettings
+from .split_layer_logits import ChannelLogitsProcessor, ChannelRules, ChannelSettings, speaks_next
 from .split_layer_results import SplitLayerGenerateOutput, collect_requests, collect_rows
 from .split_layer_rows import check_flat, check_rows, flat_to_rows, rows_to_flat
 from .split_layer_streamers import FlatIdStreamer
@@ -127,6 +127,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
         *,
         assistant_model=None,
         streamer=None,
+        generation_mode: str | None = None,
         **kwargs,
     ) -> SplitLayerGenerateOutput:
         """
@@ -163,6 +164,8 @@ class SplitLayerGenerationMixin(GenerationMixin):
             streamer (`BaseStreamer`, *optional*):
                 A [`RowStreamer`] gets rows. Any other, like transformers' `TextStreamer`, gets the text ids of a
                 single row.
+            generation_mode (`str`, *optional*):
+                `"text"` or `"audio"`, passed by pipelines; checked against what the prompts ask for.
 
         Returns:
             [`SplitLayerGenerateOutput`].
@@ -185,6 +188,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
             )
         input_ids = kwargs.pop("input_ids", None)
         prompts, flat = self._read_prompts(inputs if input_ids is None else input_ids)
+        self._check_generation_mode(generation_mode, flat)
         keeps_cache = kwargs.get("past_key_values") is not None
         mask = kwargs.pop("attention_mask", None)
         config, kwargs = self._prepare_generation_config(generation_config, **kwargs)
@@ -309,6 +313,16 @@ class SplitLayerGenerationMixin(GenerationMixin):
             config.eos_token_id = [*ends, *({config.pad_token_id} - {*ends})]
         config._is_complete = True
         return config, model_kwargs
+
+    def _check_generation_mode(self, mode: str | None, flat: torch.LongTensor) -> None:
+        if mode not in (None, "text", "audio"):
+            raise ValueError(f"`generation_mode` is {mode!r}; accepted are 'text' and 'audio'")
+        others = speaks_next(flat[:, -1], self.config) != (mode == "audio")
+        if mode is not None and others.any():
+            raise ValueError(
+                f"`generation_mode` is {mode!r}, but the prompts {others.nonzero()[:, 0].tolist()} ask for the other: the "
+                "last row of a prompt decides (`output_modality` of the processor)"
+            )
 
     def _check_request(self, config, assistant_model, kwargs):
         for name, accepted in UNSUPPORTED.items():

@@ -155,7 +155,6 @@ def test_pipeline(pipe):
     assert [row["input_text"] for row in written] == ["hello", "there"]
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="`generate` does not take `generation_mode` yet")
 def test_pipeline_that_speaks(pipe):
     chat = [USER]
     (row,) = pipe(text=chat, output_modality="audio", generation_mode="audio", max_new_tokens=6)
