@@ -94,7 +94,8 @@ class HiFTStream(_Session):
     The state is this object; the model is only read, and may serve any number of streams.
 
     Args:
-        model (`HiFTModel`): for short pieces, fold its weight norm first (`model.fold_weight_norm()`).
+        model (`HiFTModel`): for short pieces, fold its weight norm first (`model.fold_weight_norm()`). On a CPU pieces of
+            20 frames and more are cheapest; shorter ones read all weights for few samples.
         lookahead_frames (`int`, *optional*): frames that must follow a frame before its samples are given out; as many
             as they need to be certain by default.
         seed (`int`, *optional*): of the noise, 0 by default.

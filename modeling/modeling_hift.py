@@ -245,7 +245,7 @@ class HiFTModel(PreTrainedModel):
                 nor `noise` nor `generator` is given and the model is in evaluation mode.
             generator (`torch.Generator`, *optional*): draw the noise from it as the release does: uniform
                 `[B, num_harmonics]`, normal `[B, F * hop_length, num_harmonics]`, normal `[B, F * hop_length, 1]`, of
-                which only the second one counts.
+                which only the second one counts. Unlike with a seed, a row then depends on the shape of its batch.
 
         Raises:
             ValueError: another shape, integers, NaN or infinite numbers, a mask that is not right-padded, more than one
