@@ -3,16 +3,17 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
-from dualspeech import DualSpeechConfig, SplitLayerQwen3Config, registry
+from dualspeech import DualSpeechConfig, registry
 
 from .token_models import TokenAcousticGPT, TokenAcousticGPTConfig, TokenDualSpeech
-from .token_split_layer import TokenSplitLayer
+from .token_split_layer import TokenSplitLayer, TokenSplitLayerConfig
 
 # The FSDP tests build every model through this Auto class.
 AutoConfig.register(TokenAcousticGPTConfig.model_type, TokenAcousticGPTConfig, exist_ok=True)
 AutoModelForCausalLM.register(TokenAcousticGPTConfig, TokenAcousticGPT, exist_ok=True)
 AutoModelForCausalLM.register(DualSpeechConfig, TokenDualSpeech, exist_ok=True)
-AutoModelForCausalLM.register(SplitLayerQwen3Config, TokenSplitLayer, exist_ok=True)
+AutoConfig.register(TokenSplitLayerConfig.model_type, TokenSplitLayerConfig, exist_ok=True)
+AutoModelForCausalLM.register(TokenSplitLayerConfig, TokenSplitLayer, exist_ok=True)
 
 # The mixins decide by these tables which labels a class takes, and `register` does not write them.
 MAPPING_NAMES = {

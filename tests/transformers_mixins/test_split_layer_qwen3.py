@@ -7,7 +7,7 @@ from dualspeech import SplitLayerQwen3Config, SplitLayerQwen3ForCausalLM, SplitL
 from dualspeech.modeling import modeling_split_layer_qwen3, split_layer_rows
 
 from .skips import with_skips
-from .token_split_layer import TokenSplitLayer
+from .token_split_layer import TokenSplitLayer, TokenSplitLayerConfig
 from .upstream import (
     ConfigTester,
     FSDPTesterMixin,
@@ -93,6 +93,7 @@ class SplitLayerQwen3ModelTest(ModelTesterMixin, GenerationTesterMixin, unittest
 
 
 class TokenSplitLayerTester(SplitLayerTester):
+    config_class = TokenSplitLayerConfig
     causal_lm_class = TokenSplitLayer
 
 

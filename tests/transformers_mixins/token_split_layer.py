@@ -2,12 +2,18 @@
 
 from types import SimpleNamespace
 
-from dualspeech import SplitLayerQwen3ForCausalLM
+from dualspeech import SplitLayerQwen3Config, SplitLayerQwen3ForCausalLM
 from dualspeech.modeling.split_layer_rows import rows_to_flat
+
+
+class TokenSplitLayerConfig(SplitLayerQwen3Config):
+    model_type = "moss_speech_of_tokens"  # other tests of this process load the real class through its own type
 
 
 class TokenSplitLayer(SplitLayerQwen3ForCausalLM):
     """Takes the id that stands for no row as another one; `generate` returns flat ids."""
+
+    config: TokenSplitLayerConfig
 
     def _known(self, ids):
         return None if ids is None else ids.masked_fill(ids == self.config.modality_pad_token_id, 3)
@@ -24,4 +30,4 @@ class TokenSplitLayer(SplitLayerQwen3ForCausalLM):
         return sequences
 
 
-__all__ = ["TokenSplitLayer"]
+__all__ = ["TokenSplitLayer", "TokenSplitLayerConfig"]
