@@ -192,6 +192,10 @@ class SplitLayerGenerationMixin(GenerationMixin):
         keeps_cache = kwargs.get("past_key_values") is not None
         mask = kwargs.pop("attention_mask", None)
         config, kwargs = self._prepare_generation_config(generation_config, **kwargs)
+        drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
+        if drafts and keeps_cache and kwargs["past_key_values"].get_seq_length() > 0:
+            # transformers would put the whole prompt behind what is cached already
+            raise ValueError("`past_key_values` must be empty with an assistant model or prompt lookup")
         self._check_request(config, assistant_model, kwargs)
         mask = _left_padding_mask(flat, mask, config.pad_token_id)
         keeps_cache |= bool(config.return_dict_in_generate)
