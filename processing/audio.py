@@ -25,8 +25,9 @@ def load_audio(
 
     Args:
         source: a path; encoded audio as `bytes`; a mapping with `array` and `sampling_rate`, or with `bytes` or `path`
-            (what `datasets.Audio` gives, decoded or not); a pair `(array, rate)`; or an array. Arrays are `[S]` or
-            `[channels, S]`, floating point in [-1, 1] or PCM of 16, 32 or (unsigned) 8 bits.
+            (what `datasets.Audio` gives, decoded or not), the last two also with `start` and `end` in seconds, of
+            which only that segment is read; a pair `(array, rate)`; or an array. Arrays are `[S]` or `[channels, S]`,
+            floating point in [-1, 1] or PCM of 16, 32 or (unsigned) 8 bits.
         sampling_rate (`int`, *optional*): the wanted rate in Hz; a bare array is taken to have it.
         resample (`bool`): convert a recording that has another rate; without it that is an error.
         channel (`int`, *optional*): which channel to take of a recording that has several.
@@ -37,7 +38,7 @@ def load_audio(
     Raises:
         ValueError: the file does not exist or is no audio; the recording is empty, has several channels, NaN or
             infinite samples, an unknown rate, or another rate than `sampling_rate`; a rate that is no positive whole
-            number.
+            number; a segment that is empty or not within the recording.
     """
     if sampling_rate is not None:
         sampling_rate = _checked_rate(sampling_rate)
@@ -89,21 +90,24 @@ def save_audio(path: str | os.PathLike, audio: Any, sampling_rate: int) -> None:
     soundfile.write(os.fspath(path), array, rate, subtype="PCM_16")
 
 
-def _samples_of(source: Any) -> tuple[Any, int | None]:
-    """The samples of `source` as they are, and the rate if it carries one."""
+def _samples_of(source: Any, start: float | None = None, end: float | None = None) -> tuple[Any, int | None]:
+    """The samples of `source`, or of a segment of a file in seconds, as they are, and the rate if it carries one."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
             raise ValueError(f"`audio`: the file {str(source)!r} does not exist; accepted are paths of local files")
-        return _decode(path)
+        return _decode(path, start, end)
     if isinstance(source, (bytes, bytearray)):
-        return _decode(io.BytesIO(source))
+        return _decode(io.BytesIO(source), start, end)
     if isinstance(source, Mapping):
+        start, end = source.get("start"), source.get("end")
         if source.get("array") is not None:
+            if start is not None or end is not None:
+                raise ValueError("`audio`: `start` and `end` are for 'bytes' and 'path', not for an 'array'; slice it")
             return source["array"], source.get("sampling_rate")
         for key in ("bytes", "path"):
             if source.get(key) is not None:
-                return _samples_of(source[key])
+                return _samples_of(source[key], start, end)
         raise ValueError(
             f"`audio` is a mapping with {sorted(source)}; accepted are 'array' with 'sampling_rate', 'bytes', 'path'"
         )
@@ -130,13 +134,32 @@ def _checked_rate(rate: Any) -> int:
     return int(rate)
 
 
-def _decode(file: Path | io.BytesIO) -> tuple[np.ndarray, int]:
+def _decode(file: Path | io.BytesIO, start: float | None, end: float | None) -> tuple[np.ndarray, int]:
+    name = repr(str(file)) if isinstance(file, Path) else "the given bytes"
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file) as reader:
+            first, last = _segment(name, start, end, reader.frames, reader.samplerate)
+            if first:
+                reader.seek(first)
+            samples = reader.read(last - first, dtype="float32", always_2d=True)
+            return samples.T, reader.samplerate
     except soundfile.LibsndfileError as error:
-        name = repr(str(file)) if isinstance(file, Path) else "the given bytes"
         raise ValueError(f"`audio`: {name} cannot be read as audio ({error})") from error
-    return samples.T, rate
+
+
+def _segment(name: str, start: float | None, end: float | None, num_samples: int, rate: int) -> tuple[int, int]:
+    """The first sample of a segment and the one behind its last."""
+    if start is None and end is None:
+        return 0, num_samples
+    seconds = num_samples / rate
+    start, end = 0.0 if start is None else start, seconds if end is None else end
+    first, last = round(start * rate), round(end * rate)
+    if not 0 <= first < last <= num_samples:
+        raise ValueError(
+            f"`audio`: `start` {start} and `end` {end} are no segment of {name}; accepted is 0 <= start < end <= "
+            f"{seconds} s"
+        )
+    return first, last
 
 
 def _check_samples(samples: Any, channel: int | None, name: str) -> np.ndarray:
@@ -168,6 +191,8 @@ def _check_samples(samples: Any, channel: int | None, name: str) -> np.ndarray:
 
 
 def _describe(source: Any) -> str:
+    if isinstance(source, Mapping) and source.get("array") is None and source.get("bytes") is None:
+        source = source.get("path")
     return repr(str(source)) if isinstance(source, (str, os.PathLike)) else "the given recording"
 
 

@@ -53,6 +53,32 @@ def test_every_way_to_give_a_recording(wav):
     np.testing.assert_array_equal(load_audio((half, RATE))[0], half.float().numpy())
 
 
+def test_a_segment_of_a_file(tmp_path):
+    samples = np.random.default_rng(0).uniform(-1, 1, 4800).astype(np.float32)
+    path = tmp_path / "long.flac"
+    soundfile.write(path, samples, RATE, subtype="PCM_24")
+    whole, _ = load_audio(path)
+    for start, end, part in (
+        (0.1, 0.25, slice(1600, 4000)),
+        (None, 0.1, slice(0, 1600)),
+        (0.2, None, slice(3200, None)),
+    ):
+        for place in ({"path": str(path)}, {"path": None, "bytes": path.read_bytes()}):
+            array, rate = load_audio({**place, "start": start, "end": end}, RATE)
+            assert rate == RATE
+            np.testing.assert_array_equal(array, whole[part])
+    assert len(load_audio({"path": path, "start": 0.1, "end": 0.2}, 24000, resample=True)[0]) == 2400
+    with pytest.raises(ValueError, match=r"but '.*long.flac' has 16000 Hz"):
+        load_audio({"path": path, "start": 0.1, "end": 0.2}, 24000)
+    for start, end in ((0.2, 0.2), (0.2, 0.1), (-0.1, 0.1), (0.2, 0.31), (0.4, None)):
+        with pytest.raises(
+            ValueError, match=r"are no segment of '.*long.flac'; accepted is 0 <= start < end <= 0.3 s"
+        ):
+            load_audio({"path": str(path), "start": start, "end": end})
+    with pytest.raises(ValueError, match="`start` and `end` are for 'bytes' and 'path'"):
+        load_audio({"array": samples, "sampling_rate": RATE, "start": 0.1})
+
+
 @pytest.mark.parametrize(("dtype", "zero", "full"), [("int16", 0, 2**15), ("int32", 0, 2**31), ("uint8", 128, 2**7)])
 def test_integer_samples_are_scaled_by_their_type(dtype, zero, full):
     pcm = (np.array([0, -0.5, 0.25]) * full + zero).astype(dtype)
