@@ -1,5 +1,6 @@
 """The USTokenizer in training: a frozen text model reads its quantised speech (DualSpeechLM, arXiv 2508.08961)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,8 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
     it is to be sharded.
 
     The understanding loss is the text model's own mean over target tokens. The whole loss is a mean; under gradient
-    accumulation the Trainer divides it by the number of steps (the released code did not).
+    accumulation a plain Trainer divides it by the number of steps (the released code did not), and `SpeechTrainer`
+    gives the counts of the whole step. The codebook is updated in every micro-batch in either case, as released.
 
     Example:
 
@@ -57,6 +59,7 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
     """
 
     config: UsTokenizerForUnderstandingConfig
+    accepts_loss_kwargs = False
     _text_model: PreTrainedModel | None = None
 
     def __init__(self, config: UsTokenizerForUnderstandingConfig):
@@ -133,6 +136,7 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        num_items_in_batch: Mapping[str, torch.Tensor | int] | None = None,
         **kwargs,
     ) -> UsTokenizerForUnderstandingOutput:
         """Losses of a training batch.
@@ -144,6 +148,9 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
                 position per code. Not needed without a text model when `understanding_loss_weight` is 0.
             attention_mask (`torch.Tensor`, *optional*): `[B, L]`.
             labels (`torch.LongTensor`, *optional*): `[B, L]`, the answer's ids where they stand, -100 elsewhere.
+            num_items_in_batch (mapping of `str` to `int`, *optional*): items of each part of the loss in the whole
+                optimiser step (sums of `loss_item_counts`), by which its sum is divided in `loss`; by default those of
+                this batch. The parts returned are always means.
 
         Raises:
             ValueError: `labels` without `input_ids`, texts without a text model, or a row whose placeholders are not
@@ -152,7 +159,12 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
         if labels is not None and input_ids is None:
             raise ValueError("labels: given without `input_ids`.")
         speech = self.us_tokenizer(input_features, num_samples, **kwargs)
-        logits, understanding_loss, loss = None, None, speech.loss
+        logits = understanding_loss = None
+        config, knows_loss = self.config.us_tokenizer_config, True
+        parts = {
+            "commitment_loss": (config.commitment_loss_weight, speech.commitment_loss),
+            "reconstruction_loss": (config.reconstruction_loss_weight, speech.reconstruction_loss),
+        }
         if input_ids is not None and (self._text_model is not None or self.config.understanding_loss_weight > 0):
             text_model = self._require_text_model("labels" if labels is not None else "input_ids")
             text = text_model(
@@ -161,8 +173,18 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
                 labels=labels,
                 use_cache=False,
             )
-            logits, understanding_loss = text.logits, text.loss
-            loss = None if labels is None else loss + self.config.understanding_loss_weight * understanding_loss
+            logits, understanding_loss, knows_loss = text.logits, text.loss, labels is not None
+            parts["understanding_loss"] = (self.config.understanding_loss_weight, understanding_loss)
+        loss = None
+        if knows_loss and num_items_in_batch is None:
+            loss = sum(weight * part for weight, part in parts.values())
+        elif knows_loss:
+            # What other micro-batches and processes add makes each part the mean over all of them.
+            counts = self.loss_item_counts(input_features, num_samples, labels)
+            loss = sum(
+                weight * part * counts[name] / torch.as_tensor(num_items_in_batch[name]).clamp(min=1).to(part.device)
+                for name, (weight, part) in parts.items()
+            )
         return UsTokenizerForUnderstandingOutput(
             loss=loss,
             commitment_loss=speech.commitment_loss,
@@ -175,6 +197,35 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
             hidden_states=speech.hidden_states,
             attentions=speech.attentions,
         )
+
+    def loss_item_counts(
+        self,
+        input_features: torch.Tensor,
+        num_samples: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> dict[str, torch.LongTensor]:
+        """
+        Number of items that each part of the loss is a mean over, without running the model: codes
+        (`commitment_loss`), frames (`reconstruction_loss`) and target tokens (`understanding_loss`). Sums over the
+        micro-batches and processes of an optimiser step are `num_items_in_batch`. Arguments as for `forward`.
+        """
+        config, size = self.config.us_tokenizer_config, len(input_features)
+        if num_samples is None:
+            frames = torch.full((size,), config.encoder_config.max_source_positions)
+        else:
+            frames = config.num_frames(torch.as_tensor(num_samples).expand(size))
+        if not config.mask_padding:
+            frames = torch.full_like(frames, int(frames.max()))
+        codes = -(-frames // config.downsample)
+        counts = {
+            "commitment_loss": codes.sum(),
+            # The decoder gives one frame less than `downsample` frames per code.
+            "reconstruction_loss": torch.minimum(frames, config.downsample * (codes - 1) + 1).sum(),
+        }
+        if labels is not None:
+            counts["understanding_loss"] = (labels[:, 1:] != -100).sum()
+        return {name: count.to(input_features.device) for name, count in counts.items()}
 
     @torch.no_grad()
     def generate(

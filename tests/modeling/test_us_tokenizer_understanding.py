@@ -116,6 +116,7 @@ def row_of(batch, row):
 
 def test_a_batch_equals_its_single_rows_and_the_loss_its_parts():
     model = tiny_understanding(understanding_loss_weight=2.5).eval()
+    model.us_tokenizer.quantizer.embed.mul_(0.1)  # of the size of the vectors: no code is chosen by rounding
     batch = understanding_batch(model, [9600, 16000, 700], [4, 1, 6])
     output = model(**batch)
     understanding = 0
@@ -127,6 +128,22 @@ def test_a_batch_equals_its_single_rows_and_the_loss_its_parts():
     torch.testing.assert_close(output.understanding_loss, understanding)
     total = output.commitment_loss + 45 * output.reconstruction_loss + 2.5 * output.understanding_loss
     torch.testing.assert_close(output.loss, total)
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_rows_one_at_a_time_with_the_counts_of_all_add_up_to_the_batch(mask_padding):
+    model = tiny_understanding(understanding_loss_weight=2.5, us_tokenizer={"mask_padding": mask_padding}).eval()
+    model.us_tokenizer.quantizer.embed.mul_(0.1)
+    samples = [9600, 16000, 700] if mask_padding else [9600, 9600, 9600]
+    batch = understanding_batch(model, samples, [4, 1, 6])
+    singles = [row_of(batch, row) for row in range(3)]
+    counts = [model.loss_item_counts(**single) for single in singles]
+    total = {name: sum(count[name] for count in counts) for name in counts[0]}
+    assert total == model.loss_item_counts(**batch)
+    assert total["understanding_loss"] == 11
+    loss = sum(model(**single, num_items_in_batch=total).loss for single in singles)
+    torch.testing.assert_close(loss, model(**batch).loss)
+    torch.testing.assert_close(loss, model(**batch, num_items_in_batch=total).loss)
 
 
 def test_without_text_the_loss_is_that_of_the_tokenizer():

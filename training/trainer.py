@@ -1,0 +1,102 @@
+"""The Trainer of the training scripts: exact losses, their parts and the speed in the log, both sides evaluated."""
+
+import time
+from collections.abc import Collection
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from ..processing.tasks import TASKS
+from .layerwise_unfreezing import LayerwiseUnfreezingMixin
+from .loss_parts import LossPartsMixin
+
+SPEECH_TASKS = frozenset(task.name for task in TASKS.values() if task.output == "speech")
+
+
+class LogBeforeSaving(TrainerCallback):
+    """A log entry in front of every checkpoint: what is logged behind it is then the same in a resumed run."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        saves = args.save_strategy == SaveStrategy.STEPS and state.global_step % state.save_steps == 0
+        if saves or control.should_save:
+            control.should_log = True
+        return control
+
+
+class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
+    """
+    `transformers.Trainer`, and
+
+    - the loss of a step is the same however its rows are spread over micro-batches and processes, and its parts are
+      logged ([`LossPartsMixin`]);
+    - training entries hold `tokens_per_second`: positions that are no padding, of all processes, evaluation left out;
+      `num_input_tokens_seen` counts them too (`include_num_input_tokens_seen`);
+    - with an `eval_dataset` by task, every evaluation also has `eval_understanding_loss` and `eval_speech_loss`, the
+      means over the tasks of either side: `metric_for_best_model` can name one;
+    - with `unfreezing`, layers have schedules of their own ([`LayerwiseUnfreezingMixin`]).
+
+    Args:
+        speech_tasks (collection of `str`, *optional*): names in `eval_dataset` that count as speech output; those of the
+            eight tasks by default. All others are understanding.
+        unfreezing ([`LayerwiseUnfreezing`], *optional*): gradual unfreezing.
+        Others: those of `Trainer`.
+    """
+
+    def __init__(self, *args, speech_tasks: Collection[str] = SPEECH_TASKS, **kwargs):
+        self.speech_tasks = frozenset(speech_tasks)
+        super().__init__(*args, **kwargs)
+        self.add_callback(LogBeforeSaving())
+        self._tokens = torch.zeros((), dtype=torch.long)
+        self._clock = None
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _track_num_input_tokens(self, inputs):
+        self._tokens = self._tokens + count_tokens(inputs).to(self._tokens.device)
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs and self._clock is not None:
+            now, tokens = time.perf_counter(), self._tokens.to(self.args.device)[None]
+            total = int(self.accelerator.gather(tokens).sum()) // self.get_tp_size()
+            logs["tokens_per_second"] = round(total / max(now - self._clock, 1e-9), 1)
+            self.state.num_input_tokens_seen += total
+            self._tokens, self._clock = torch.zeros((), dtype=torch.long), now
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        started = time.perf_counter()
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(data, dict):
+            sides = {
+                "understanding": [name for name in data if name not in self.speech_tasks],
+                "speech": [name for name in data if name in self.speech_tasks],
+            }
+            means = {
+                f"{metric_key_prefix}_{side}_loss": sum(metrics[f"{metric_key_prefix}_{name}_loss"] for name in names)
+                / len(names)
+                for side, names in sides.items()
+                if names
+            }
+            super(LossPartsMixin, self).log(dict(means))
+            metrics.update(means)
+        if self._clock is not None and metric_key_prefix == "eval":
+            self._clock += time.perf_counter() - started
+        return metrics
+
+
+def count_tokens(inputs) -> torch.Tensor:
+    """Number of positions of a training batch that are no padding, int64 scalar; 0 if it has no ids."""
+    if inputs.get("seq_idx") is not None:
+        return (inputs["seq_idx"] >= 0).sum()
+    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    if isinstance(mask, torch.Tensor):
+        return mask.sum().long()
+    return torch.tensor(0 if ids is None else ids.shape[0] * ids.shape[1])
+
+
+__all__ = ["SPEECH_TASKS", "LogBeforeSaving", "SpeechTrainer", "count_tokens"]
