@@ -1,0 +1,359 @@
+"""Rows of data against their schema: every kind, readable errors with file and line, and what is read back."""
+
+import base64
+import gzip
+import io
+import json
+import re
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+from datasets import Dataset
+from jsonschema import Draft202012Validator
+
+from dualspeech.processing.tasks import TASKS
+from dualspeech.training.validate_rows import (
+    SCHEMA_FILE,
+    check_rows,
+    main,
+    read_rows,
+    validate_rows,
+)
+from tests.tiny import tone
+
+SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+LANGUAGES = {"source_language": "English", "target_language": "German"}
+CODES = {"us_codes": [1, 2], "acoustic_codes": [[3, 4], [5, 6]], "speaker_embeds": [0.5, 1]}
+RIGHT = [
+    {"task": "asr", "audio": "a.wav", "targets": "hello", "id": "1", "metadata": {"any": [1, None]}, "source": "x:1"},
+    {"task": "asr", "audio": [0, 5], "targets": {"text": "hello"}},
+    {"task": "s2tt", "audio": {"path": "a.wav", "start": 0, "end": 1.5}, **LANGUAGES, "targets": "hallo"},
+    {"task": "ser", "audio": {"bytes": "AAAA", "path": "name only"}, "targets": "happy"},
+    {"task": "sqa", "audio": "a.wav", "question": "Who?", "targets": "Me."},
+    {"task": "tts", "text": "hello", "speaker": "anna", "targets": CODES},
+    {"task": "tts", "text": "hello", "speaker": [0.1, 1], "targets": {"audio": {"path": "a.wav"}}},
+    {"task": "t2st", "text": "hello", **LANGUAGES, "speaker": {"path": "a.wav"}, "targets": {"audio": "b.wav"}},
+    {"task": "vc", "audio": "a.wav", "targets": {"acoustic_codes": [1, 2]}},
+    {"task": "sc", "audio": "a.wav", "question": [3], "targets": {"audio": "b.wav"}},
+    {
+        "messages": [{"role": "system", "content": ""}, {"role": "assistant", "content": "hi"}],
+        "output_modality": "text",
+    },
+    {
+        "messages": [
+            {"role": "user", "content": {"type": "audio/wav", "path": "https://host/a.wav"}},
+            {"role": "assistant", "content": [{"type": "audio", "codes": [1, 2]}]},
+        ]
+    },
+    {"chunks": ["a", {"text": "b"}, {"type": "audio", "audio": {"path": "a.wav", "start": 1.0}}, {"codes": [1]}]},
+    {"audio": {"array": [0.0, 0.5], "sampling_rate": 16000}, "text": "hello", "speaker": "anna"},
+]
+TASK_LIST = re.escape("accepted are 'asr', 's2tt', 'ser', 'sqa', 'tts', 't2st', 'vc', 'sc'")
+# row, place, message
+WRONG = [
+    ({"task": "ars", "audio": "a", "targets": "x"}, "task", f"is 'ars'; {TASK_LIST}"),
+    ({"audio": "a", "targets": "x"}, "", f"lacks `task` beside `targets`; {TASK_LIST}"),
+    ({"task": "asr", "audio": "a"}, "", r"lacks `targets`; accepted are `task` \(needed\), `audio` \(needed\)"),
+    ({"task": "sqa", "targets": "x"}, "", r"lacks `audio` and `question`; accepted are"),
+    ({"task": "asr", "audio": "a", "targets": "x", "txt": 1}, "", r"has the unknown key `txt`; accepted"),
+    ({"task": "tts", "text": "a", "targets": {"audoi": "x", "us_codes": [1]}}, "targets", r"did you mean `audio`\?"),
+    ({"task": "asr", "audio": "a", "targets": "x", "speaker": "s"}, "", "has the unknown key `speaker`"),
+    ({"task": "asr", "audio": 3, "targets": "x"}, "audio", r"is 3; accepted is a path, or an object .*USTokens"),
+    ({"task": "asr", "audio": [1, 2.5], "targets": "x"}, r"audio[1]", "is 2.5; accepted is a whole number"),
+    ({"task": "asr", "audio": [1, True], "targets": "x"}, r"audio[1]", "is True; accepted is a whole number"),
+    ({"task": "asr", "audio": [], "targets": "x"}, "audio", "is empty"),
+    ({"task": "asr", "audio": "a", "targets": ""}, "targets", "is empty; accepted is a text that is not empty"),
+    ({"task": "tts", "text": "a", "targets": "b.wav"}, "targets", "is 'b.wav'; accepted is an object with 'audio'"),
+    ({"task": "tts", "text": "a", "targets": {"acoustic_codes": [1]}}, "targets", "has none of `audio`, `us_codes`"),
+    ({"task": "vc", "audio": "a", "targets": {"acoustic_codes": [[1, -2]]}}, "targets.acoustic_codes[0][1]", "is -2"),
+    ({"task": "sc", "audio": "a", "question": "", "targets": {"audio": "b"}}, "question", "is empty"),
+    ({"audio": {"paht": "a"}}, "audio", "none of `path`, `bytes`, `array`"),
+    ({"audio": {"array": [0.5]}}, "audio", "`array` needs `sampling_rate`"),
+    ({"audio": {"path": "a", "start": -1}}, "audio.start", "is -1; accepted is at least 0"),
+    ({"audio": {"path": "a", "start": 2, "end": 2}}, "audio.end", "is 2; accepted is more than `start`, 2"),
+    ({"audio": "a", "id": 7}, "id", "is 7; accepted is a text"),
+    ({"messages": []}, "messages", "is empty; accepted is a list of turns"),
+    ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role", "is 'bot'; accepted are 'system'"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "messages[0].role", "last turn must be of the 'assistant'"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "messages[0].content", "is empty"),
+    ({"messages": [{"role": "assistant", "content": {"text": "a", "path": "b"}}]}, "messages[0].content", "`path`"),
+    (
+        {"messages": [{"role": "assistant", "content": {"path": "a", "codes": [1]}}]},
+        "messages[0].content",
+        "has `path` and `codes` of .*; exactly one",
+    ),
+    ({"messages": [{"role": "assistant", "content": ["a", "b"]}]}, "messages[0].content", "has 2 entries"),
+    ({"chunks": [{"type": "image", "path": "a"}]}, "chunks[0].type", "is 'image'; accepted is 'text', 'audio'"),
+    ({"chunks": ["a", 5]}, "chunks[1]", "is 5; accepted is a text, a text part, an audio part"),
+    ({"task": "asr", "chunks": ["a"]}, "", "has `task` and `chunks`, which belong to different kinds"),
+    ({"name": 1}, "", "has none of the keys that tell its kind"),
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_schema_is_one_and_documents_every_task():
+    Draft202012Validator.check_schema(SCHEMA)
+    plain = Draft202012Validator(SCHEMA)
+    for name, task in TASKS.items():
+        row = SCHEMA["$defs"][f"{name}_row"]
+        assert set(task.fields) == set(row["required"]) - {"task", "targets"}
+        assert ("speaker" in row["properties"]) == (task.output == "speech")
+        assert all(plain.is_valid(example) and not validate_rows([example]) for example in row["examples"])
+
+    def undescribed(schema, place=""):
+        for key, entry in schema.get("properties", {}).items():
+            if "$ref" not in entry and key not in ("task", "role", "text", "type") and "description" not in entry:
+                yield f"{place}.{key}"
+
+    assert not [found for name, entry in SCHEMA["$defs"].items() for found in undescribed(entry, name)]
+
+
+@pytest.mark.parametrize("row", RIGHT, ids=lambda row: row.get("task", next(iter(row))))
+def test_right_rows(row):
+    assert Draft202012Validator(SCHEMA).is_valid(row)
+    row = {key: value for key, value in row.items() if key != "source"}
+    assert validate_rows([row]) == []
+    assert validate_rows([{**row, "id": None}]) == [], "null counts as absent"
+
+
+@pytest.mark.parametrize(("row", "place", "message"), WRONG)
+def test_wrong_rows(row, place, message):
+    errors = validate_rows([RIGHT[1], row])
+    assert any(error.path == place and re.search(message, error.message) for error in errors), errors
+    assert {(error.file, error.line) for error in errors} == {("rows", 2)}
+    assert not any("given schemas" in error.message for error in errors)
+    beyond_the_schema = "more than `start`|last turn must"
+    assert Draft202012Validator(SCHEMA).is_valid(row) == bool(re.search(beyond_the_schema, message))
+
+
+def test_rows_of_a_known_shape_are_judged_as_others():
+    """Most rows share a shape and are judged once; whatever the schema looks at must be part of it."""
+
+    def keywords(schema):
+        if isinstance(schema, dict):
+            for key, entry in schema.items():
+                yield key
+                if key in ("examples", "dependentRequired"):
+                    continue
+                entries = entry.values() if key in ("properties", "$defs") else [entry]
+                yield from (found for value in entries for found in keywords(value))
+        elif isinstance(schema, list):
+            yield from (found for value in schema for found in keywords(value))
+
+    judged = {"type", "const", "enum", "pattern", "required", "additionalProperties", "dependentRequired", "minLength"}
+    judged |= {"minItems", "maxItems", "minimum", "exclusiveMinimum"}
+    structure = {"$schema", "$defs", "$ref", "properties", "items", "oneOf", "anyOf", "allOf", "if", "then", "else"}
+    structure |= {"not"}
+    notes = {"title", "description", "examples", "contentEncoding"}
+    assert set(keywords(SCHEMA)) - notes - structure <= judged
+    for row in (row for row in RIGHT for _ in range(2)):
+        assert not validate_rows([row])
+    for row, place, _ in WRONG:
+        assert place in {error.path for error in validate_rows([row])}
+    for changed in ({"start": 0, "end": 0}, {"start": -0.5, "end": 1.5}, {"start": 0, "end": 1.5, "path": ""}):
+        assert validate_rows([{**RIGHT[2], "audio": {"path": "a.wav", **changed}}])
+
+
+def test_every_error_has_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps(RIGHT[0]),
+        "",
+        '{"task": "asr"',
+        '{"task": "asr", "task": "tts"}',
+        '{"audio": NaN}',
+        "[1]",
+        '{"audio": {"bytes": "?"}}',
+        '{"audio": "a", "text": ""}',
+    ]
+    path.write_text("\n".join(lines))
+    errors = validate_rows(path)
+    assert [error.line for error in errors] == [3, 4, 5, 6, 7, 8] and {error.file for error in errors} == {str(path)}
+    messages = "\n".join(map(str, errors))
+    for expected in (
+        r"rows.jsonl:3: no JSON: Expecting ',' delimiter \(column 15\)",
+        "rows.jsonl:4: no JSON: the key 'task' stands twice",
+        "rows.jsonl:5: no JSON: NaN is no JSON number",
+        r"rows.jsonl:6: a row must be an object \{...\}, got list",
+        "rows.jsonl:7: `audio.bytes` is no base64",
+        "rows.jsonl:8: `text` is empty",
+    ):
+        assert re.search(expected, messages)
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: no JSON"):
+        read_rows(path)
+
+
+def test_lists_of_rows_have_lines_too(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('\n[\n  {"audio": "a",\n   "text": "b"},\n  {"audio": "c", "text": ""}\n]\n')
+    assert [row["source"].rpartition(":")[2] for row in read_rows(path)] == ["3", "5"]
+    assert [(error.line, error.path) for error in validate_rows(path)] == [(5, "text")]
+    for text, line, message in (
+        ('[{"audio": "a"},\n]', 2, "Expecting value"),
+        ('[{"audio": "a"}\n{"audio": "a"}]', 2, "expected ',' or ']'"),
+        ('[{"audio": "a"}]\n]', 1, "nothing behind the list"),
+        ('[{"audio": "a"},', 1, "Expecting value"),
+        ('{"annotation": []}', 1, "must be a list of rows"),
+        ("[]", 1, "no rows"),
+    ):
+        path.write_text(text)
+        (error,) = (error for error in validate_rows(path) if not error.path)
+        assert (error.line, message in error.message) == (line, True), error
+
+
+def test_reading_resolves_paths_and_decodes_bytes(tmp_path):
+    (tmp_path / "voice.wav").write_bytes(b"x")
+    content = base64.b64encode(b"RIFF").decode()
+    parts = [{"path": "a.wav"}, {"type": "audio", "audio": "https://host/a.wav"}, {"codes": [1]}, "text"]
+    rows = [
+        {
+            "task": "sc",
+            "audio": "a.wav",
+            "question": {"path": "b.wav"},
+            "speaker": "voice.wav",
+            "targets": {"audio": "c"},
+        },
+        {"task": "tts", "text": "x", "speaker": "anna", "targets": {"audio": {"bytes": content, "path": "name"}}},
+        {"task": "sqa", "audio": "/absolute.wav", "question": "b.wav", "targets": "x", "speaker": None},
+        {"messages": [{"role": "user", "content": [part]} for part in parts]},
+        {"chunks": [{"type": "audio", "audio": {"path": "a.wav", "start": 1}}, "a.wav"]},
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    first, second, third, chat, document = read_rows(path)
+    assert first["audio"] == str(tmp_path / "a.wav") and first["question"] == {"path": str(tmp_path / "b.wav")}
+    assert first["speaker"] == str(tmp_path / "voice.wav") and first["targets"]["audio"] == str(tmp_path / "c")
+    assert first["source"] == f"{path}:1"
+    assert second["speaker"] == "anna" and second["targets"]["audio"] == {"bytes": b"RIFF", "path": "name"}
+    assert third["audio"] == "/absolute.wav" and third["question"] == "b.wav" and "speaker" not in third
+    assert chat["messages"][0]["content"] == [{"path": str(tmp_path / "a.wav")}]
+    assert [message["content"] for message in chat["messages"][1:]] == [[part] for part in parts[1:]]
+    assert document["chunks"] == [{"type": "audio", "audio": {"path": str(tmp_path / "a.wav"), "start": 1}}, "a.wav"]
+    assert read_rows(path, audio_root="/elsewhere")[0]["audio"] == "/elsewhere/a.wav"
+    assert rows[0]["audio"] == "a.wav"
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [row["source"] for row in read_rows(packed)][-1] == f"{packed}:5"
+
+
+def test_given_rows_are_not_changed():
+    row = {"task": "tts", "text": "x", "targets": {"audio": {"path": "a.wav"}}, "id": None}
+    copy = json.loads(json.dumps(row))
+    assert validate_rows([row], audio_root="/elsewhere") == [] and row == copy
+    codes = {"us_codes": np.array([1, 2]), "acoustic_codes": np.array([[1, 2]]), "speaker_embeds": np.ones(3)}
+    assert validate_rows([{"task": "tts", "text": "x", "targets": codes}]) == []
+    (error,) = validate_rows([{"task": "asr", "audio": np.array([1, -1]), "targets": "x", "source": "some.jsonl:12"}])
+    assert str(error) == "some.jsonl:12: `audio[1]` is -1; accepted is at least 0"
+
+
+def test_tables(tmp_path):
+    rows = [
+        {"task": "asr", "audio": {"bytes": b"RIFF", "path": "x.wav"}, "targets": "hello", "question": None},
+        {"task": "sqa", "audio": {"bytes": None, "path": "x.wav"}, "targets": "hello", "question": "Who?"},
+        {"task": "sqa", "audio": {"bytes": None, "path": "x.wav"}, "targets": "hello", "question": None},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for path, file in (
+        (tmp_path, tmp_path / "part-00000.parquet"),
+        (tmp_path / "part-00000.parquet", tmp_path / "part-00000.parquet"),
+        (tmp_path / "saved", tmp_path / "saved" / "data-00000-of-00001.arrow"),
+    ):
+        first, second, _ = read_rows(path)
+        assert first["audio"] == rows[0]["audio"] and "question" not in first
+        assert second["audio"] == {"path": str(file.parent / "x.wav")} and second["source"] == f"{file}:2"
+        assert [(error.file, error.line, error.message[:16]) for error in validate_rows(path)] == [
+            (str(file), 3, "lacks `question`")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.jsonl", "does not exist; accepted are .jsonl"),
+        ("rows.txt", "is no file of rows"),
+        ("empty", "is a folder with no rows"),
+        ("mixed", r"files of several kinds \(.json, .jsonl\)"),
+        ("splits", "holds several splits; name the folder of one: train"),
+    ],
+)
+def test_what_is_no_file_of_rows(tmp_path, name, message):
+    (tmp_path / "rows.txt").touch()
+    for folder, files in {"empty": [], "mixed": ["a.json", "b.jsonl"], "splits": ["dataset_dict.json"]}.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
+    (tmp_path / "splits" / "train").mkdir()
+    for function in (read_rows, validate_rows, check_rows):
+        with pytest.raises(ValueError, match=message):
+            function(tmp_path / name)
+
+
+def test_the_kind_that_rows_must_have(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [RIGHT[0], {"audio": "a.wav"}])
+    assert [(error.line, error.message) for error in validate_rows(path, kind="task")] == [
+        (2, "is a recording row; accepted are task rows, which have `task`")
+    ]
+    with pytest.raises(ValueError, match="`kind` is 'chats'; accepted are 'task', 'chat', 'document', 'recording'"):
+        validate_rows(path, kind="chats")
+
+
+def test_recordings_can_be_looked_at(tmp_path):
+    soundfile.write(tmp_path / "good.wav", tone(0.5), 16000)
+    soundfile.write(tmp_path / "stereo.wav", np.zeros((100, 2)), 16000)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    (tmp_path / "text.wav").write_text("hello")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.5), 16000, format="WAV")
+    content = base64.b64encode(buffer.getvalue()).decode()
+    rows = [
+        {"audio": "good.wav", "speaker": "anna"},
+        {"audio": {"bytes": content}, "speaker": [1.0, 2.0]},
+        {"audio": {"path": "good.wav", "start": 0.1, "end": 0.5}},
+        {"task": "asr", "audio": [1, 2], "targets": "x"},
+        {"messages": [{"role": "assistant", "content": {"path": "https://host/a.wav"}}]},
+        {"audio": {"path": "good.wav", "start": 0.1, "end": 0.6}},
+        {"audio": {"path": "good.wav", "start": 0.5}},
+        {"audio": "none.wav"},
+        {"task": "tts", "text": "x", "speaker": {"path": "stereo.wav"}, "targets": {"audio": "empty.wav"}},
+        {"chunks": [{"type": "audio", "path": "text.wav"}]},
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert validate_rows(path) == []
+    errors = [(error.line, error.path, error.message) for error in validate_rows(path, check_audio=True)]
+    expected = [
+        (6, "audio", "names the segment 0.1 to 0.6 s of a recording of 0.500 s"),
+        (7, "audio", "names the segment 0.5 to 0.5 s of a recording of 0.500 s"),
+        (8, "audio", f"names the file '{tmp_path / 'none.wav'}', which does not exist"),
+        (9, "speaker", f"is '{tmp_path / 'stereo.wav'}' with 2 channels; accepted is mono"),
+        (9, "targets.audio", f"is '{tmp_path / 'empty.wav'}', which is empty"),
+    ]
+    assert errors[:5] == expected
+    assert errors[5][:2] == (10, "chunks[0].path") and "text.wav' (" in errors[5][2] and len(errors) == 6
+
+
+def test_one_error_lists_the_first_twenty(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [RIGHT[0], *[{"audio": ""}] * 25])
+    check_rows([RIGHT[0]])
+    with pytest.raises(ValueError) as caught:
+        check_rows(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "25 errors in the rows:" and lines[-1] == "  and 5 more" and len(lines) == 22
+    assert lines[1].startswith(f"  {path}:2: `audio` is empty")
+
+
+def test_command_line(tmp_path, capsys):
+    good, bad = write(tmp_path / "good.jsonl", RIGHT), write(tmp_path / "bad.jsonl", [{"audio": ""}, {"audio": "a"}])
+    assert main([str(good)]) == 0 and capsys.readouterr().out == ""
+    assert main([str(good), str(bad)]) == 1 and capsys.readouterr().out.startswith(f"{bad}:1: `audio` is empty")
+    assert main([str(bad), "--kind", "recording", "--check-audio", "--json"]) == 1
+    errors = json.loads(capsys.readouterr().out)
+    assert [(error["line"], error["path"]) for error in errors] == [(1, "audio"), (2, "audio")]
+    assert main([str(tmp_path / "none.jsonl"), "--json"]) == 1
+    assert "does not exist" in json.loads(capsys.readouterr().out)[0]["message"]

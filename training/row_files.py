@@ -1,0 +1,192 @@
+"""Files of rows: JSON Lines, JSON lists, Parquet and Arrow, each row with the place where it stands."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ACCEPTED_FILES = ".jsonl, .jsonl.gz, .json, .parquet and .arrow, or a folder of one kind of them"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands at one place of a file: a row, or why it is none.
+
+    Attributes:
+        file: the file, as it was named.
+        line: line of a text file, or number of the row in a table, counted from 1.
+        row: the row without its null entries, which count as absent.
+        error: why there is no row, else `None`.
+    """
+
+    file: str
+    line: int
+    row: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def read_entries(path: str | Path) -> Iterator[Entry]:
+    """
+    The entries of a file, or of the files of a folder in the order of their names.
+
+    Raises:
+        ValueError: the path does not exist, or is no file or folder of rows.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"`path` {str(path)!r} does not exist; accepted are {ACCEPTED_FILES}")
+    for file in _files_of(path):
+        empty = True
+        for entry in _READERS[_ending(file)](file):
+            empty = False
+            yield entry
+        if empty:
+            yield Entry(str(file), 1, error="the file holds no rows")
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without the entries of mappings that are `None`: tables fill them in where a row lacks a key."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping | list | None):
+        return [without_nulls(entry) for entry in value]
+    return value
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    return ".jsonl.gz" if name.endswith(".jsonl.gz") else path.suffix.lower()
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        if _ending(path) not in _READERS:
+            raise ValueError(f"`path` {str(path)!r} is no file of rows; accepted are {ACCEPTED_FILES}")
+        return [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise ValueError(f"`path` {str(path)!r} holds several splits; name the folder of one: {', '.join(splits)}")
+    if (path / "state.json").is_file():  # what `Dataset.save_to_disk` writes
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return [path / entry["filename"] for entry in state["_data_files"]]
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry) in _READERS)
+    endings = sorted({_ending(file) for file in files})
+    if len(endings) != 1:
+        found = f"files of several kinds ({', '.join(endings)})" if endings else "no rows"
+        raise ValueError(f"`path` {str(path)!r} is a folder with {found}; accepted are {ACCEPTED_FILES}")
+    return files
+
+
+def _read_json_lines(path: Path) -> Iterator[Entry]:
+    with gzip.open(path, "rb") if _ending(path) == ".jsonl.gz" else path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parsed(path, number, line)
+
+
+def _read_json_list(path: Path) -> Iterator[Entry]:
+    """The entries of a list one by one, so that each has its line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield Entry(str(path), 1, error=f"no JSON: the file is not UTF-8 ({error})")
+        return
+    position, line = _skip(text, 0, 1)
+    if text[position : position + 1] != "[":
+        yield Entry(str(path), line, error="a .json file must be a list of rows; one row per line is .jsonl")
+        return
+    position, line = _skip(text, position + 1, line)
+    following = "]" if text[position : position + 1] == "]" else ","
+    while following == ",":
+        try:
+            row, end = _DECODER.raw_decode(text, position)
+        except ValueError as error:
+            shown = getattr(error, "lineno", line)
+            yield Entry(str(path), shown, error=f"no JSON: {getattr(error, 'msg', error)}")
+            return
+        yield _entry(path, line, row)
+        position, line = _skip(text, end, line + text.count("\n", position, end))
+        following = text[position : position + 1]
+        if following == ",":
+            position, line = _skip(text, position + 1, line)
+    if following != "]" or text[position + 1 :].strip():
+        wanted = "',' or ']' behind a row" if following != "]" else "nothing behind the list"
+        yield Entry(str(path), line, error=f"no JSON: expected {wanted}")
+
+
+def _skip(text: str, position: int, line: int) -> tuple[int, int]:
+    """The next position that is no white space, and its line."""
+    while position < len(text) and text[position].isspace():
+        line += text[position] == "\n"
+        position += 1
+    return position, line
+
+
+def _parsed(path: Path, line: int, text: bytes) -> Entry:
+    try:
+        row = _DECODER.decode(text.decode("utf-8-sig").strip())
+    except json.JSONDecodeError as error:
+        return Entry(str(path), line, error=f"no JSON: {error.msg} (column {error.colno})")
+    except ValueError as error:
+        return Entry(str(path), line, error=f"no JSON: {error}")
+    return _entry(path, line, row)
+
+
+def _entry(path: Path, line: int, row: Any) -> Entry:
+    if not isinstance(row, dict):
+        return Entry(str(path), line, error=f"a row must be an object {{...}}, got {type(row).__name__}")
+    return Entry(str(path), line, without_nulls(row))
+
+
+def _read_parquet(path: Path) -> Iterator[Entry]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from _table_entries(path, file.iter_batches(batch_size=1000))
+
+
+def _read_arrow(path: Path) -> Iterator[Entry]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            batches = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:  # the file format; data sets write streams
+            file = pyarrow.ipc.open_file(source)
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        yield from _table_entries(path, batches)
+
+
+def _table_entries(path: Path, batches) -> Iterator[Entry]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield Entry(str(path), number, without_nulls(row))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+_READERS = {
+    ".jsonl": _read_json_lines,
+    ".jsonl.gz": _read_json_lines,
+    ".json": _read_json_list,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+
+
+__all__ = ["ACCEPTED_FILES", "Entry", "read_entries", "without_nulls"]
