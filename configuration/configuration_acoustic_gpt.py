@@ -50,7 +50,7 @@ class AcousticGPTConfig(PreTrainedConfig):
 
     model_type = "acoustic_gpt"
     base_config_key = "acoustic_config"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     base_model_tp_plan = {
         "embed_tokens": "embedding_rowwise",
         "layers.*.self_attn.q_proj": "colwise",

@@ -72,6 +72,7 @@ class DualSpeechConfig(PreTrainedConfig):
 
     model_type = "dualspeech"
     keys_to_ignore_at_inference = [
+        "cache",
         "past_key_values",
         "hidden_states",
         "attentions",

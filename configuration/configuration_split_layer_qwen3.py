@@ -72,7 +72,14 @@ class SplitLayerQwen3Config(Qwen3Config):
     """
 
     model_type = "moss_speech"
-    keys_to_ignore_at_inference = ["past_key_values", "text_logits", "audio_logits", "text_loss", "audio_loss"]
+    keys_to_ignore_at_inference = [
+        "cache",
+        "past_key_values",
+        "text_logits",
+        "audio_logits",
+        "text_loss",
+        "audio_loss",
+    ]
     default_theta = 1_000_000.0
     base_model_tp_plan = {"embed_tokens": "embedding_rowwise", "audio_embed": "embedding_rowwise"} | {
         f"{block}.layers.*.{name}": plan for block in _BLOCKS for name, plan in _LAYER_TP_PLAN.items()

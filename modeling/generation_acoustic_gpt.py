@@ -8,6 +8,7 @@ from transformers.generation import BaseStreamer, GenerationMode, MaxTimeCriteri
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_acoustic_gpt import AcousticGPTConfig
+from .cache_naming import CACHE_NAME
 from .codebook_patterns import undo_delay_pattern
 from .growing_cache import GrowingCache
 
@@ -143,7 +144,7 @@ class AcousticGenerationMixin(GenerationMixin):
             criteria.append(MaxTimeCriteria(generation_config.max_time))
         cache = {}
         if generation_config.cache_implementation is None and generation_config.use_cache:
-            cache["past_key_values"] = GrowingCache(config)
+            cache[CACHE_NAME] = GrowingCache(config)
         else:
             self._prepare_cache_for_generation(
                 generation_config, cache, GenerationMode.SAMPLE, batch, condition_embeds.shape[1] + steps

@@ -9,6 +9,7 @@ from transformers.generation import EosTokenCriteria, StoppingCriteria, Stopping
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_dualspeech import SPEECH_TASKS, TASK_IDS
+from .cache_naming import rename_cache
 from .generation_rows import CancellationCriteria, RowPlan, RowPlanLogitsProcessor, RowPlanStoppingCriteria
 
 # Groups of settings inside a generation config, each a plain dict (nested config objects cannot be saved). "text" and
@@ -196,7 +197,7 @@ class DualSpeechGenerationMixin(GenerationMixin):
             logits_processor=processors,
             stopping_criteria=criteria,
             attention_mask=attention_mask,
-            **kwargs,
+            **rename_cache(kwargs),
         )
         result = self._collect_rows(outputs, plan, cancellation, task_type_ids, generation_config)
         if wants_states:

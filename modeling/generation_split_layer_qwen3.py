@@ -10,6 +10,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, Stoppin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from .cache_naming import CACHE_NAME, rename_cache
 from .generation_rows import CancellationCriteria
 from .split_layer_cache import SplitLayerCache
 from .split_layer_logits import ChannelLogitsProcessor, ChannelRules, ChannelSettings, speaks_next
@@ -189,18 +190,19 @@ class SplitLayerGenerationMixin(GenerationMixin):
         input_ids = kwargs.pop("input_ids", None)
         prompts, flat = self._read_prompts(inputs if input_ids is None else input_ids)
         self._check_generation_mode(generation_mode, flat)
-        keeps_cache = kwargs.get("past_key_values") is not None
+        kwargs = rename_cache(kwargs)
+        keeps_cache = kwargs.get(CACHE_NAME) is not None
         mask = kwargs.pop("attention_mask", None)
         config, kwargs = self._prepare_generation_config(generation_config, **kwargs)
         drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
-        if drafts and keeps_cache and kwargs["past_key_values"].get_seq_length() > 0:
+        if drafts and keeps_cache and kwargs[CACHE_NAME].get_seq_length() > 0:
             # transformers would put the whole prompt behind what is cached already
-            raise ValueError("`past_key_values` must be empty with an assistant model or prompt lookup")
+            raise ValueError("`cache` must be empty with an assistant model or prompt lookup")
         self._check_request(config, assistant_model, kwargs)
         mask = _left_padding_mask(flat, mask, config.pad_token_id)
         keeps_cache |= bool(config.return_dict_in_generate)
         config.return_dict_in_generate = True
-        if self._runs_lazily(config, kwargs.get("past_key_values")):
+        if self._runs_lazily(config, kwargs.get(CACHE_NAME)):
             several = assistant_model is not None or config.prompt_lookup_num_tokens is not None
             kwargs["branch_plan"] = BranchPlan(self._channel_rules(config, flat.shape[1]), several)
         if isinstance(stopping_criteria, StoppingCriteria):
@@ -218,7 +220,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
         )
         result = collect_rows(outputs, prompts, cancellation, config, self.config)
         if not keeps_cache:
-            result.past_key_values = None
+            setattr(result, CACHE_NAME, None)
         return result
 
     def generate_batch(
@@ -389,7 +391,7 @@ class SplitLayerGenerationMixin(GenerationMixin):
         if not self.config.num_modality_layers:
             reason = "the model has no branches"
         elif cache is not None and not isinstance(cache, SplitLayerCache):
-            reason = f"`past_key_values` is a {type(cache).__name__}"
+            reason = f"`cache` is a {type(cache).__name__}"
         elif cache is None and config.use_cache and config.cache_implementation not in (None, "dynamic"):
             reason = f"`cache_implementation` is {config.cache_implementation!r}"
         elif is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self):
@@ -419,9 +421,9 @@ class SplitLayerGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         lazy = model_kwargs.get("branch_plan") is not None and self.config.num_modality_layers
-        if not lazy or model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        if not lazy or model_kwargs.get(CACHE_NAME) is not None or generation_config.use_cache is False:
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        model_kwargs["past_key_values"] = cache = SplitLayerCache(self.config)
+        model_kwargs[CACHE_NAME] = cache = SplitLayerCache(self.config)
         if generation_config.is_assistant:
             cache.activate_past_recording()
 

@@ -16,6 +16,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_acoustic_gpt import AcousticGPTConfig
+from .cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache
 from .codebook_patterns import apply_delay_pattern
 from .generation_acoustic_gpt import AcousticGenerationMixin
 from .onednn_linear import OneDnnLinear
@@ -62,7 +63,7 @@ class AcousticGPTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         positions = hidden_states.shape[:-1]
@@ -70,8 +71,8 @@ class AcousticGPTAttention(nn.Module):
             projection(hidden_states).view(*positions, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -112,17 +113,18 @@ class AcousticGPTDecoderLayer(GradientCheckpointingLayer):
         self.mlp = AcousticGPTMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
+    @takes_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attended)
@@ -139,7 +141,7 @@ class AcousticGPTPreTrainedModel(PreTrainedModel):
     output_modalities = ("audio",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["AcousticGPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -154,7 +156,7 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
     The sequence is `[condition, acoustic ids]`. Condition and acoustic positions have separate learned tables, each
     counted from 0. Acoustic positions see the condition and the acoustic positions up to themselves; the condition
     never sees acoustic positions, and sees all of itself (`condition_attention="bidirectional"`, as released) or its
-    past (`"causal"`). Its keys and values are therefore computed once: a call with a filled `past_key_values` takes
+    past (`"causal"`). Its keys and values are therefore computed once: a call with a filled `cache` takes
     only new ids, and gives exactly what one pass over everything gives.
     """
 
@@ -171,6 +173,7 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -180,22 +183,22 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         condition_position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
         Args:
             condition_embeds: `[B, C, d]` floats without positions, C at least 1. Position 0 is the speaker token,
-                which the caller puts there. Left out when `past_key_values` holds the condition already.
+                which the caller puts there. Left out when `cache` holds the condition already.
             condition_mask: `[B, C]`, 1 for keys that may be seen; all when omitted. A mask removes keys and never
-                moves positions. Give it again with a filled `past_key_values`.
+                moves positions. Give it again with a filled `cache`.
             input_ids: `[B, A]` ids, or `[B, A, K]` in delayed layout when the model has K > 1 codebooks.
             position_ids: `[B, A]` or `[1, A]`, rows of the acoustic position table; by default they count from 0,
                 or on from the cached ids (which needs `condition_mask`, to tell them from the condition).
             condition_position_ids: `[B, C]`, rows of the condition's position table; 0 to C - 1 when omitted. For
                 conditions that are padded on the left.
-            past_key_values: a cache of transformers (dynamic, static ...), empty or filled by an earlier call.
+            cache: a cache of transformers (dynamic, static ...), empty or filled by an earlier call.
             use_cache: return the cache; `config.use_cache` when omitted.
 
         Returns:
@@ -205,11 +208,11 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
         Raises:
             ValueError: an input is missing, has the wrong shape, or does not fit the tables.
         """
-        self._check_inputs(condition_embeds, condition_mask, input_ids, condition_position_ids, past_key_values)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        self._check_inputs(condition_embeds, condition_mask, input_ids, condition_position_ids, cache)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = self._positions(condition_embeds, condition_mask, input_ids, past_key_values)
+            position_ids = self._positions(condition_embeds, condition_mask, input_ids, cache)
         _check_range("position_ids", position_ids, self.config.max_target_positions, "config.max_target_positions")
 
         if self.config.num_codebooks > 1:
@@ -220,26 +223,24 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
         hidden_states = hidden_states + self.embed_positions(position_ids)
 
         if condition_embeds is None:
-            attention_mask = self._step_mask(hidden_states, condition_mask, past_key_values)
+            attention_mask = self._step_mask(hidden_states, condition_mask, cache)
         else:
             num_condition = condition_embeds.shape[1]
             if condition_position_ids is None:
                 condition_position_ids = torch.arange(num_condition, device=condition_embeds.device)
             positions = self.embed_condition_positions(condition_position_ids)
             hidden_states = torch.cat([condition_embeds.to(positions.dtype) + positions, hidden_states], dim=1)
-            attention_mask = self._prefix_mask(hidden_states, num_condition, condition_mask, past_key_values)
+            attention_mask = self._prefix_mask(hidden_states, num_condition, condition_mask, cache)
 
         hidden_states = self.dropout(hidden_states)
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
+            hidden_states = layer(hidden_states, attention_mask=attention_mask, **{CACHE_NAME: cache}, **kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states[:, -input_ids.shape[1] :]),
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE_NAME: cache if use_cache else None},
         )
 
-    def _check_inputs(self, condition_embeds, condition_mask, input_ids, condition_position_ids, past_key_values):
+    def _check_inputs(self, condition_embeds, condition_mask, input_ids, condition_position_ids, cache):
         config = self.config
         shape = "[batch, positions]" if config.num_codebooks == 1 else f"[batch, positions, {config.num_codebooks}]"
         if input_ids is None or input_ids.dim() != (2 if config.num_codebooks == 1 else 3) or not input_ids.shape[1]:
@@ -254,8 +255,8 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
                 f"{config.max_target_positions}"
             )
         if condition_embeds is None:
-            if past_key_values is None or not past_key_values.is_initialized:
-                raise ValueError("`condition_embeds` is needed unless `past_key_values` holds the condition")
+            if cache is None or not cache.is_initialized:
+                raise ValueError("`condition_embeds` is needed unless `cache` holds the condition")
             return
         batch, width = len(input_ids), config.hidden_size
         if condition_embeds.dim() != 3 or condition_embeds.shape[0] != batch or condition_embeds.shape[2] != width:
@@ -281,19 +282,19 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
                 config.max_condition_positions,
                 "config.max_condition_positions",
             )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError("`condition_embeds` was given, but `past_key_values` holds a condition already")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("`condition_embeds` was given, but `cache` holds a condition already")
 
-    def _positions(self, condition_embeds, condition_mask, input_ids, past_key_values):
+    def _positions(self, condition_embeds, condition_mask, input_ids, cache):
         """`[1, A]`, counted from 0 or on from the cached ids."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         if condition_embeds is not None:
             return positions
         if condition_mask is None:
-            raise ValueError("`condition_mask` or `position_ids` is needed when `past_key_values` holds the condition")
-        return positions + (past_key_values.get_seq_length() - condition_mask.shape[1])
+            raise ValueError("`condition_mask` or `position_ids` is needed when `cache` holds the condition")
+        return positions + (cache.get_seq_length() - condition_mask.shape[1])
 
-    def _prefix_mask(self, embeds, num_condition, condition_mask, past_key_values):
+    def _prefix_mask(self, embeds, num_condition, condition_mask, cache):
         """The mask of a pass that holds the condition. A masked condition position still sees itself: a query
         without any key would be undefined, and nobody reads its output."""
         or_mask = and_mask = None
@@ -303,7 +304,7 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
                 return key < num_condition
 
         if condition_mask is not None:
-            visible = _pad_to_keys(condition_mask.to(torch.bool), embeds, past_key_values)
+            visible = _pad_to_keys(condition_mask.to(torch.bool), embeds, cache)
 
             def and_mask(batch, head, query, key):
                 return visible[batch, key] | (query == key)
@@ -313,20 +314,20 @@ class AcousticGPTModel(AcousticGPTPreTrainedModel):
             config=self.config,
             inputs_embeds=embeds,
             attention_mask=None,
-            past_key_values=past_key_values,
             or_mask_function=or_mask,
             and_mask_function=and_mask,
+            **{CACHE_NAME: cache},
         )
 
-    def _step_mask(self, embeds, condition_mask, past_key_values):
+    def _step_mask(self, embeds, condition_mask, cache):
         """The mask of a pass behind a cached condition; `None` for one new id under sdpa when nothing is masked."""
         if condition_mask is not None:
-            condition_mask = _pad_to_keys(condition_mask.to(torch.bool), embeds, past_key_values)
+            condition_mask = _pad_to_keys(condition_mask.to(torch.bool), embeds, cache)
         return create_causal_mask(
             config=self.config,
             inputs_embeds=embeds,
             attention_mask=condition_mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
         )
 
 
@@ -373,6 +374,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
         self.generation_config.update(do_sample=True, temperature=1.0, top_k=10)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -382,7 +384,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
         labels: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         condition_position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -398,7 +400,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
 
         Returns:
             `loss` (mean over the labels that count, 0 if none does; or their sum over `num_items_in_batch`), `logits [B, A, V]` or
-            `[B, A, K, V]` with `V = codebook_size + 4`, and `past_key_values`.
+            `[B, A, K, V]` with `V = codebook_size + 4`, and `cache`.
         """
         if labels is not None:
             use_cache = bool(use_cache)
@@ -415,7 +417,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
             input_ids=input_ids,
             position_ids=position_ids,
             condition_position_ids=condition_position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -432,7 +434,7 @@ class AcousticGPTForCausalLM(AcousticGPTPreTrainedModel, AcousticGenerationMixin
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -462,11 +464,11 @@ def _check_range(name: str, values: torch.Tensor, size: int, source: str) -> Non
         raise ValueError(f"`{name}` must be from 0 to {size - 1} (`{source}` is {size}), got {low} to {high}")
 
 
-def _pad_to_keys(mask: torch.Tensor, embeds: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+def _pad_to_keys(mask: torch.Tensor, embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor:
     """`mask [B, C]` with ones up to the number of keys that attention over `embeds` has."""
     length = embeds.shape[1]
-    if past_key_values is not None:
-        length, _ = past_key_values.get_mask_sizes(length, 0)
+    if cache is not None:
+        length, _ = cache.get_mask_sizes(length, 0)
     return nn.functional.pad(mask, (0, length - mask.shape[1]), value=True)
 
 

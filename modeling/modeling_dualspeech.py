@@ -1,7 +1,6 @@
 """DualSpeechLM: a text language model that reads and writes USTokens, and AcousticGPT on its hidden states."""
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_dualspeech import TASK_IDS, DualSpeechConfig
+from .cache_naming import CACHE_NAME, cache_arguments, output_with_cache, takes_cache
 from .generation_dualspeech import DualSpeechGenerationMixin, default_generation_config
 from .modeling_acoustic_gpt import AcousticGPTForCausalLM
 
@@ -19,7 +19,7 @@ from .modeling_acoustic_gpt import AcousticGPTForCausalLM
 CONDITIONS = ("prompt", "answer", "full")
 
 
-@dataclass
+@output_with_cache
 class DualSpeechOutput(ModelOutput):
     """
     Output of [`DualSpeechForConditionalGeneration`].
@@ -38,7 +38,7 @@ class DualSpeechOutput(ModelOutput):
         acoustic_logits (`torch.FloatTensor` of shape `(batch, acoustic length, acoustic vocabulary)`, *optional*):
             Scores of AcousticGPT, aligned with `acoustic_labels`; zeros on rows without an acoustic target. With
             several codebooks a codebook axis stands before the vocabulary.
-        past_key_values (`Cache`, *optional*), hidden_states, attentions:
+        cache (`Cache`, *optional*), hidden_states, attentions:
             Those of the language model.
     """
 
@@ -48,7 +48,7 @@ class DualSpeechOutput(ModelOutput):
     semantic_loss: torch.FloatTensor | None = None
     acoustic_loss: torch.FloatTensor | None = None
     acoustic_logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
 
@@ -181,13 +181,14 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
     def get_decoder(self):
         return self.language_model.get_decoder()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         acoustic_labels: torch.LongTensor | None = None,
@@ -235,15 +236,15 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **cache_arguments(cache),
             **kwargs,
         )
         result = DualSpeechOutput(
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states if wants_states or not wants_acoustic else None,
             attentions=outputs.attentions,
         )

@@ -18,6 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
+from .cache_naming import CACHE_NAME, CACHE_NAMES, cache_arguments, takes_cache
 from .generation_split_layer_qwen3 import SplitLayerGenerationMixin, default_generation_config
 from .split_layer_cache import BRANCHES, SplitLayerCache
 from .split_layer_from_text import config_from_text, state_from_text
@@ -59,7 +60,7 @@ class SplitLayerQwen3PreTrainedModel(PreTrainedModel):
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Qwen3DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -148,6 +149,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         audio = self.audio_embed(torch.where(is_audio, flat - self.config.vocab_size, 0))
         return torch.where(is_audio[..., None].to(text.device), audio.to(text.device), text)
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -155,7 +157,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         branches: Iterable[str] | None = None,
@@ -170,7 +172,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 By default rows are counted from 0, left out padding. Sequences packed into one are told apart by
                 positions that start anew, without `attention_mask` and cache.
-            past_key_values (`Cache`, *optional*):
+            cache (`Cache`, *optional*):
                 A [`SplitLayerCache`] can put off the work of a branch that is not asked for. With other caches it runs
                 nevertheless, as its keys and values will be needed.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden)`, *optional*):
@@ -186,14 +188,15 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
             raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = SplitLayerCache(self.config)
+        if use_cache and cache is None:
+            cache = SplitLayerCache(self.config)
+        kwargs.update(cache_arguments(cache), use_cache=use_cache)
+        cache = kwargs.get(CACHE_NAME)
         if position_ids is None:
-            position_ids = _positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = _positions(inputs_embeds, attention_mask, cache)
 
-        masks = self._masks(self.shared_block, inputs_embeds, attention_mask, past_key_values, position_ids)
+        masks = self._masks(self.shared_block, inputs_embeds, attention_mask, cache, position_ids)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
-        kwargs.update(past_key_values=past_key_values, use_cache=use_cache)
         trunk = self.shared_block(
             inputs_embeds, masks, position_ids=position_ids, position_embeddings=position_embeddings, **kwargs
         )
@@ -215,7 +218,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
             }
         return SplitLayerModelOutput(
             last_hidden_state=states.get("text"),
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE_NAME: cache if use_cache else None},
             audio_last_hidden_state=states.get("audio"),
             trunk_hidden_state=trunk,
         )
@@ -225,7 +228,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
     ) -> torch.Tensor | None:
         """Normed states of `branch` for the rows of `trunk`; rows that it had put off come first and go nowhere."""
         block, norm = getattr(self, f"{branch}_block"), getattr(self, f"{branch}_norm")
-        cache, length = kwargs["past_key_values"], trunk.shape[1]
+        cache, length = kwargs.get(CACHE_NAME), trunk.shape[1]
         if not is_wanted and (cache is None or getattr(cache, "lazy", False)):
             if cache is not None:
                 cache.defer(branch, trunk, position_ids, *position_embeddings)
@@ -255,9 +258,9 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
                 config=self.config,
                 inputs_embeds=hidden,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 position_ids=position_ids,
                 layer_idx=slot,
+                **{CACHE_NAME: cache},
             )
             for kind, slot in block.slots.items()
         }
@@ -341,13 +344,14 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
     def set_output_embeddings(self, value):
         self.text_lm_head = value
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -375,13 +379,13 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         if labels is not None:
             if len(branches) < len(BRANCHES):
                 raise ValueError(f"`labels` need both branches, got `branches` {branches}")
-            if use_cache is None and past_key_values is None:
+            if use_cache is None and cache is None:
                 use_cache = False
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             branches=branches,
@@ -412,7 +416,7 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
             audio_loss=audio_loss,
             text_logits=None if text_logits is None else logits[..., : self.config.vocab_size],
             audio_logits=None if audio_logits is None else logits[..., self.config.vocab_size :],
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,

@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_whisper_vq import WhisperVqConfig
 from .audio_features import log_mel_spectrogram
 from .audio_parts import AudioCodes, check_finite, check_waveforms, evaluating, length_mask, rows_by_length
+from .cache_naming import CACHE_NAME
 from .growing_cache import GrowingCache
 from .vector_quantization import EmaVectorQuantizer, keeping_float32
 from .whisper_vq_streaming import WhisperVqStream
@@ -290,7 +291,7 @@ class WhisperVqModel(PreTrainedModel):
         hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
         attention_mask = self._attention_mask(hidden_states, state.cache, frame_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, past_key_values=state.cache, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, **{CACHE_NAME: state.cache}, **kwargs)
         return hidden_states, WhisperVqState(mel[..., -CONTEXT:], convolved[..., -CONTEXT:], state.cache)
 
     def codes_of(self, hidden_states: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
 """What the split-layer model returns."""
 
-from dataclasses import dataclass
-
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+from .cache_naming import output_with_cache
 
-@dataclass
+
+@output_with_cache
 class SplitLayerModelOutput(ModelOutput):
     """
     Output of [`SplitLayerQwen3Model`]. A branch that was not asked for leaves its fields `None`.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): text branch after its norm.
-        past_key_values (`Cache`, *optional*): keys and values of trunk and branches.
+        cache (`Cache`, *optional*): keys and values of trunk and branches.
         hidden_states, attentions (*optional*): embeddings, layers of the trunk, layers of the text branch. Rows that
             the text branch catches up with are among those of its layers.
         audio_last_hidden_state (`torch.FloatTensor` of shape `(batch, length, hidden)`): audio branch after its norm.
@@ -24,7 +24,7 @@ class SplitLayerModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     audio_last_hidden_state: torch.FloatTensor | None = None
@@ -33,7 +33,7 @@ class SplitLayerModelOutput(ModelOutput):
     audio_attentions: tuple | None = None
 
 
-@dataclass
+@output_with_cache
 class SplitLayerCausalLMOutput(ModelOutput):
     """
     Output of [`SplitLayerQwen3ForCausalLM`].
@@ -45,7 +45,7 @@ class SplitLayerCausalLMOutput(ModelOutput):
         text_loss, audio_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over the targets of that head.
         text_logits (`torch.FloatTensor` of shape `(batch, kept, vocab_size)`, *optional*): scores of the text head.
         audio_logits (`torch.FloatTensor` of shape `(batch, kept, audio_vocab_size)`, *optional*): of the audio head.
-        past_key_values, hidden_states, attentions, audio_hidden_states, audio_attentions (*optional*): as in
+        cache, hidden_states, attentions, audio_hidden_states, audio_attentions (*optional*): as in
             [`SplitLayerModelOutput`].
     """
 
@@ -55,7 +55,7 @@ class SplitLayerCausalLMOutput(ModelOutput):
     audio_loss: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
     audio_logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     audio_hidden_states: tuple | None = None

@@ -1,17 +1,16 @@
 """What generation with the split-layer model returns: rows, lengths, channels, finish reasons."""
 
-from dataclasses import dataclass
-
 import torch
 from transformers import Cache, GenerationConfig
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
+from .cache_naming import CACHE_NAME, output_with_cache
 from .generation_rows import CancellationCriteria
 from .split_layer_rows import flat_to_rows
 
 
-@dataclass
+@output_with_cache
 class SplitLayerGenerateOutput(ModelOutput):
     """
     Result of [`SplitLayerGenerationMixin.generate`]; R rows of the batch = prompts x `num_return_sequences`.
@@ -34,7 +33,7 @@ class SplitLayerGenerateOutput(ModelOutput):
         scores, logits (`tuple` of `(R, config.total_vocab_size)`, *optional*):
             Per step, over flat ids, when asked for: behind and in front of the logits processors.
         hidden_states, attentions (`tuple`, *optional*): per step, when asked for.
-        past_key_values (`Cache`, *optional*):
+        cache (`Cache`, *optional*):
             When the caller gave one or set `return_dict_in_generate`. The last new row is not in it.
     """
 
@@ -52,7 +51,7 @@ class SplitLayerGenerateOutput(ModelOutput):
     logits: tuple | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 def collect_rows(
@@ -85,7 +84,7 @@ def collect_rows(
     ]
     prompts = prompts.to(new.device).repeat_interleave(len(new) // len(prompts), dim=0)
     result = _describe(prompts, new[:, : int(lengths.max())], lengths, reasons, generation_config, config)
-    names = ("sequences_scores", "beam_indices", "scores", "logits", "hidden_states", "attentions", "past_key_values")
+    names = ("sequences_scores", "beam_indices", "scores", "logits", "hidden_states", "attentions", CACHE_NAME)
     for name in names:
         setattr(result, name, outputs.get(name))
     return result
