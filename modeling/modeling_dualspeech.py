@@ -1,6 +1,7 @@
 """DualSpeechLM: a text language model that reads and writes USTokens, and AcousticGPT on its hidden states."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ..configuration.configuration_dualspeech import TASK_IDS, DualSpeechConfig
 from .cache_naming import CACHE_NAME, cache_arguments, output_with_cache, takes_cache
 from .generation_dualspeech import DualSpeechGenerationMixin, default_generation_config
 from .modeling_acoustic_gpt import AcousticGPTForCausalLM
+from .packed_rows import check_seq_idx, spread_rows, unpack_rows
 
 # Rows of `DualSpeechConfig.coc_probabilities`.
 CONDITIONS = ("prompt", "answer", "full")
@@ -30,7 +32,7 @@ class DualSpeechOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(batch, length, vocabulary)`):
             Next-id scores of the language model, text and speech ids.
         text_loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Mean cross-entropy over the targets of rows with a text answer; `None` without such rows.
+            Mean cross-entropy over the targets of rows with a text answer; `None` without any.
         semantic_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean cross-entropy over the targets of rows with a speech answer (equation 4).
         acoustic_loss (`torch.FloatTensor` of shape `()`, *optional*):
@@ -102,7 +104,8 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
     """
 
     output_modalities = ("text", "audio")
-    # The loss is a sum of means with different counts: the Trainer divides by the accumulation steps itself.
+    # The loss is a sum of means with different counts: a plain Trainer divides by the accumulation steps itself,
+    # `SpeechTrainer` asks for `loss_item_counts`.
     accepts_loss_kwargs = False
 
     def __init__(self, config: DualSpeechConfig):
@@ -198,6 +201,8 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         condition: str | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        seq_idx: torch.LongTensor | None = None,
+        num_items_in_batch: Mapping[str, torch.Tensor | int] | None = None,
         **kwargs,
     ) -> DualSpeechOutput:
         """
@@ -219,10 +224,24 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
                 Numbers of `TASK_IDS`. Without them Chain-of-Condition applies to every row.
             condition (`str`, *optional*):
                 `"prompt"`, `"answer"` or `"full"`: what AcousticGPT sees, instead of a draw.
+            seq_idx (`torch.LongTensor` of shape `(packs, length)`, *optional*):
+                For several rows in one sequence (packing): the row, from 0 over the whole batch, that each position
+                belongs to, -1 on padding. Then `input_ids`, `labels` and `prompt_mask` are `(packs, length)`,
+                `position_ids` start anew with each row, `attention_mask` is left out, and `acoustic_labels`,
+                `speaker_embeds` and `task_type_ids` have an entry per row. Losses are those of the rows padded.
+            num_items_in_batch (mapping of `str` to `int`, *optional*):
+                Targets of each part of the loss in the whole optimiser step (sums of `loss_item_counts`), by which
+                its sum is divided in `loss`; by default those of this batch. The parts returned are always means.
 
         Raises:
             ValueError: on inputs that do not fit together (see the messages).
         """
+        if seq_idx is not None:
+            check_seq_idx(
+                seq_idx, position_ids, attention_mask, cache, self.language_model.config._attn_implementation
+            )
+            if labels is not None:
+                labels = labels.masked_fill(position_ids == 0, -100)  # no row predicts the start of the next
         wants_acoustic = acoustic_labels is not None
         if wants_acoustic and self.config.acoustic_config is None and (acoustic_labels == -100).all():
             wants_acoustic = False  # batches for all models have the same entries
@@ -230,7 +249,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         if wants_acoustic:
             self._check_acoustic_inputs(acoustic_labels, speaker_embeds)
             kwargs["output_hidden_states"] = kwargs.get("output_hidden_states") or -1  # by default the last layer only
-        if labels is not None or wants_acoustic:
+        if labels is not None or wants_acoustic or seq_idx is not None:
             use_cache = False
         outputs = self.language_model(
             input_ids=input_ids,
@@ -242,29 +261,62 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             **cache_arguments(cache),
             **kwargs,
         )
-        result = DualSpeechOutput(
+        parts, acoustic_logits = {}, None
+        if labels is not None:
+            parts.update(self._language_losses(outputs.logits, labels, seq_idx))
+        if wants_acoustic:
+            rows = {"hidden": outputs.hidden_states[-1], "attention_mask": attention_mask, "prompt_mask": prompt_mask}
+            if seq_idx is not None:
+                rows = unpack_rows(
+                    rows | {"attention_mask": seq_idx >= 0}, seq_idx, position_ids, len(acoustic_labels)
+                )
+            visible = self._visible_states(**rows, task_type_ids=task_type_ids, condition=condition)
+            parts["acoustic_loss"], acoustic_logits = self._acoustic_loss(
+                rows["hidden"], rows["attention_mask"], visible, speaker_embeds, acoustic_labels
+            )
+        return DualSpeechOutput(
+            loss=self._weighted_sum(parts, num_items_in_batch),
             logits=outputs.logits,
+            **{name: loss for name, (loss, count) in parts.items() if count is not None},
+            acoustic_logits=acoustic_logits,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states if wants_states or not wants_acoustic else None,
             attentions=outputs.attentions,
         )
-        parts = []
+
+    def _weighted_sum(self, parts, num_items_in_batch):
+        """Loss of the parts (mean, number of targets or `None` if there are none); `None` without parts."""
+        losses = []
+        for name, (loss, count) in parts.items():
+            weight = getattr(self.config, f"{name}_weight")
+            if num_items_in_batch is not None:
+                # What other micro-batches and processes add makes it the mean over all of them.
+                total = torch.as_tensor(num_items_in_batch[name], device=loss.device).clamp(min=1)
+                weight = weight * (0 if count is None else count) / total
+            losses.append(weight * loss)
+        return sum(losses) if losses else None
+
+    def loss_item_counts(
+        self, labels: torch.LongTensor | None = None, acoustic_labels: torch.LongTensor | None = None, **kwargs
+    ) -> dict[str, torch.LongTensor]:
+        """
+        Number of targets of each part of the loss, without running the model: `text_loss`, `semantic_loss`,
+        `acoustic_loss`. Sums over the micro-batches and processes of an optimiser step are `num_items_in_batch`.
+
+        Args:
+            labels, acoustic_labels, kwargs: a training batch, as for `forward`.
+        """
+        counts = {}
         if labels is not None:
-            result.text_loss, result.semantic_loss = self._language_losses(outputs.logits, labels)
-            parts += [(self.config.text_loss_weight, result.text_loss)]
-            parts += [(self.config.semantic_loss_weight, result.semantic_loss)]
-        if wants_acoustic:
-            hidden = outputs.hidden_states[-1]
-            visible = self._visible_states(hidden, attention_mask, prompt_mask, task_type_ids, condition)
-            acoustic_loss, result.acoustic_logits, has_targets = self._acoustic_loss(
-                hidden, attention_mask, visible, speaker_embeds, acoustic_labels
-            )
-            parts += [(self.config.acoustic_loss_weight, acoustic_loss)]
-            result.acoustic_loss = acoustic_loss if has_targets else None
-        parts = [weight * loss for weight, loss in parts if loss is not None]
-        if parts:
-            result.loss = sum(parts)
-        return result
+            if kwargs.get("seq_idx") is not None:
+                labels = labels.masked_fill(kwargs["position_ids"] == 0, -100)
+            is_speech = self._speech_positions(labels, kwargs.get("seq_idx"))[:, 1:]
+            is_target = labels[:, 1:] != -100
+            counts["text_loss"] = (is_target & ~is_speech).sum()
+            counts["semantic_loss"] = (is_target & is_speech).sum()
+        if acoustic_labels is not None and self.config.acoustic_config is not None:
+            counts["acoustic_loss"] = (self._acoustic_targets(acoustic_labels) != -100).sum()
+        return counts
 
     def _check_acoustic_inputs(self, acoustic_labels, speaker_embeds):
         if self.config.acoustic_config is None:
@@ -276,29 +328,29 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
                 f"`speaker_embeds` is {given}; with `acoustic_labels` {(len(acoustic_labels), size)} is needed"
             )
 
-    def _language_losses(self, logits, labels):
-        """Mean cross-entropy over the targets of text rows and of speech rows; `None` for a kind without rows.
+    def _language_losses(self, logits, labels, seq_idx):
+        """Mean cross-entropy over the targets of text rows and of speech rows, each with the number of its targets;
+        `None` instead of the number where there are none."""
+        is_speech = self._speech_positions(labels, seq_idx)
+        targets = labels[:, 1:]
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+        ).view_as(targets)
+        parts = {}
+        for name, kind in (("text_loss", ~is_speech), ("semantic_loss", is_speech)):
+            count = ((targets != -100) & kind[:, 1:]).sum()
+            parts[name] = ((losses * kind[:, 1:]).sum() / count.clamp(min=1), count if count > 0 else None)
+        return parts
 
-        A row is a speech row when any of its targets is a speech id; its end of sequence counts as semantic.
-        """
+    def _speech_positions(self, labels, seq_idx):
+        """Positions of rows that answer with speech, bool like `labels`: rows with a speech id among their targets.
+        Their end of sequence counts as semantic. Padding of packs belongs to no kind of row; it has no targets."""
         config = self.config
         is_code = (labels >= config.semantic_token_offset) & (
             labels < config.semantic_token_offset + config.semantic_codebook_size
         )
         is_speech_id = is_code | (labels == config.audio_start_token_id) | (labels == config.audio_end_token_id)
-        speech_rows = is_speech_id.any(dim=1)
-        targets = labels[:, 1:]
-        losses = nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-        ).view_as(targets)
-        counts = (targets != -100).sum(dim=1)
-        sums = losses.sum(dim=1)
-        text, speech = (
-            (sums * rows).sum() / (counts * rows).sum().clamp(min=1) for rows in (~speech_rows, speech_rows)
-        )
-        if speech_rows.all():
-            return None, speech
-        return text, speech if speech_rows.any() else None
+        return spread_rows(is_speech_id, seq_idx)
 
     def _visible_states(self, hidden, attention_mask, prompt_mask, task_type_ids, condition):
         """Which language-model states AcousticGPT sees, `(batch, length)` bool: Chain-of-Condition."""
@@ -361,14 +413,19 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             positions = nn.functional.pad(positions + 1, (1, 0), value=0)
         return {"condition_embeds": embeds, "condition_mask": mask, "condition_position_ids": positions}
 
+    def _acoustic_targets(self, labels):
+        """`labels` as AcousticGPT learns them: those of rows with a text answer only if the configuration says so."""
+        if self.config.acoustic_on_understanding:
+            return labels
+        first = labels[:, 0] if labels.dim() == 2 else labels[:, 0, 0]
+        silent = (first == self.config.acoustic_config.none_token_id).view(-1, *[1] * (labels.dim() - 1))
+        return labels.masked_fill(silent, -100)
+
     def _acoustic_loss(self, hidden, attention_mask, visible, speaker_embeds, labels):
-        """Loss and logits of AcousticGPT, run on the rows that have acoustic targets, and whether there are any."""
-        acoustic = self.config.acoustic_config
-        if not self.config.acoustic_on_understanding:
-            first = labels[:, 0] if labels.dim() == 2 else labels[:, 0, 0]
-            silent = (first == acoustic.none_token_id).view(-1, *[1] * (labels.dim() - 1))
-            labels = labels.masked_fill(silent, -100)
-        rows = (labels != -100).flatten(1).any(dim=1).nonzero()[:, 0]
+        """(Loss of AcousticGPT, number of its targets or `None`) and its logits. It runs on the rows with targets."""
+        labels = self._acoustic_targets(labels)
+        is_target = labels != -100
+        rows = is_target.flatten(1).any(dim=1).nonzero()[:, 0]
         has_targets = len(rows) > 0
         if not has_targets:
             # Every rank of a sharded run has to call the acoustic model: one row whose loss is zero.
@@ -383,7 +440,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
         logits = output.logits
         if len(rows) < len(labels):
             logits = logits.new_zeros(len(labels), *logits.shape[1:]).index_copy(0, rows, logits)
-        return output.loss, logits, has_targets
+        return (output.loss, is_target.sum() if has_targets else None), logits
 
 
 __all__ = ["DualSpeechForConditionalGeneration", "DualSpeechOutput", "DualSpeechPreTrainedModel"]

@@ -1,6 +1,6 @@
 """Split-layer Qwen3, the language model of MOSS-Speech: a shared trunk, then a text branch and an audio branch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
 from .cache_naming import CACHE_NAME, CACHE_NAMES, cache_arguments, takes_cache
 from .generation_split_layer_qwen3 import SplitLayerGenerationMixin, default_generation_config
+from .packed_rows import check_seq_idx
 from .split_layer_cache import BRANCHES, SplitLayerCache
 from .split_layer_from_text import config_from_text, state_from_text
-from .split_layer_loss import split_layer_loss
+from .split_layer_loss import shifted_targets, split_layer_loss, split_layer_loss_of_states, target_counts
 from .split_layer_outputs import SplitLayerCausalLMOutput, SplitLayerModelOutput
-from .split_layer_rows import check_flat, rows_to_flat
+from .split_layer_rows import check_flat, check_not_empty, rows_to_flat
 
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
@@ -130,9 +131,10 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
         for a batch of one): each row is looked up in exactly one of the two tables.
 
         Raises:
-            ValueError: if `input_ids` have another shape, or ids outside their vocabulary. (Flat ids are looked at on
-                the CPU only: elsewhere this would stall each decoding step.)
+            ValueError: if `input_ids` are no tensor, are empty, have another shape, or ids outside their vocabulary.
+                (Flat ids are looked at on the CPU only: elsewhere this would stall each decoding step.)
         """
+        check_not_empty(input_ids)
         if input_ids.dim() == 3:
             flat = rows_to_flat(input_ids, self.config)
         elif input_ids.dim() in (1, 2):
@@ -188,6 +190,7 @@ class SplitLayerQwen3Model(SplitLayerQwen3PreTrainedModel):
             raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids)
+        check_not_empty(inputs_embeds, "inputs_embeds")
         if use_cache and cache is None:
             cache = SplitLayerCache(self.config)
         kwargs.update(cache_arguments(cache), use_cache=use_cache)
@@ -310,7 +313,8 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         Build the model from a Qwen3 language model, as the paper starts: the last `num_modality_layers` layers, and
         the final norm, become the text branch and, copied, the audio branch; the audio table and the audio head are
         drawn anew. Rows of text then give the logits of the Qwen3 model, bit for bit in fp32, and still do after
-        training nothing but the audio parts (stage 1 of the paper).
+        training nothing but the audio parts (stage 1 of the paper). With left padding this takes the same `position_ids`:
+        Qwen3 counts the padding, this model does not.
 
         Args:
             text_model (`str` or `Qwen3ForCausalLM`):
@@ -357,6 +361,9 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         branches: Iterable[str] | None = None,
+        seq_idx: torch.LongTensor | None = None,
+        skip_logits: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | Mapping[str, int | torch.Tensor] | None = None,
         **kwargs,
     ) -> SplitLayerCausalLMOutput:
         """
@@ -370,12 +377,23 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
             use_cache (`bool`, *optional*): return keys and values.
             logits_to_keep (`int` or `torch.Tensor`): score only the last rows (0: all) or these places.
             branches (iterable of `"text"` and `"audio"`, *optional*): the heads to run; the loss needs both.
-            num_items_in_batch (`int`, *optional*): targets of the whole optimiser step (given by `Trainer`).
+            seq_idx (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Sequence that each place of a pack belongs to, -1 on padding. Checked with `position_ids`, which tell
+                the sequences apart.
+            skip_logits (`bool`, *optional*):
+                With `labels`: run each head only where it has a target, and return no scores. By default in training
+                mode.
+            num_items_in_batch (`int` or mapping, *optional*):
+                Targets of the whole optimiser step, or those of each part (given by `Trainer`).
 
         Raises:
-            ValueError: as for the model, and if `labels` do not fit the rows or come without both branches.
+            ValueError: as for the model, if `labels` do not fit the rows or come without both branches, and if packed
+                sequences would see each other.
         """
         branches = _wanted_branches(branches)
+        if seq_idx is not None:
+            check_seq_idx(seq_idx, position_ids, attention_mask, cache, self.config._attn_implementation)
+            use_cache = False
         if labels is not None:
             if len(branches) < len(BRANCHES):
                 raise ValueError(f"`labels` need both branches, got `branches` {branches}")
@@ -391,31 +409,59 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
             branches=branches,
             **kwargs,
         )
-        text_logits = audio_logits = loss = text_loss = audio_loss = None
-        if "text" in branches:
-            text_logits = self.text_lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        if "audio" in branches:
-            audio_logits = self.audio_lm_head(slice_logits_to_keep(outputs.audio_last_hidden_state, logits_to_keep))
-        if text_logits is not None and audio_logits is not None:
-            audio_logits = audio_logits.to(text_logits.device)  # the branches of a large model may lie apart
+        states = {"text": outputs.last_hidden_state, "audio": outputs.audio_last_hidden_state}
+        targets = {
+            "labels": labels,
+            "config": self.config,
+            "num_items_in_batch": num_items_in_batch,
+            "shift_labels": kwargs.get("shift_labels"),
+            "position_ids": position_ids,
+        }
+        if labels is not None and (self.training if skip_logits is None else skip_logits):
+            heads = (self.text_lm_head, self.audio_lm_head)
+            losses = split_layer_loss_of_states(states["text"], states["audio"], *heads, **targets)
+            return self._output(outputs, losses)
+        scores = {
+            branch: getattr(self, f"{branch}_lm_head")(slice_logits_to_keep(states[branch], logits_to_keep))
+            for branch in branches
+        }
+        if len(scores) == len(BRANCHES):
+            scores["audio"] = scores["audio"].to(scores["text"].device)  # branches of a large model may lie apart
+        losses = (None,) * 3
         if labels is not None:
-            loss, text_loss, audio_loss = split_layer_loss(
-                text_logits,
-                audio_logits,
-                labels,
-                self.config,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-                shift_labels=kwargs.get("shift_labels"),
-            )
-        logits = self._flat_logits(text_logits, audio_logits)
+            losses = split_layer_loss(scores["text"], scores["audio"], **targets)
+        logits = self._flat_logits(scores.get("text"), scores.get("audio"))
         # Views, so that the scores are held once.
+        return self._output(
+            outputs,
+            losses,
+            logits=logits,
+            text_logits=logits[..., : self.config.vocab_size] if "text" in scores else None,
+            audio_logits=logits[..., self.config.vocab_size :] if "audio" in scores else None,
+        )
+
+    def loss_item_counts(
+        self,
+        labels: torch.LongTensor,
+        position_ids: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> dict[str, torch.LongTensor]:
+        """
+        Number of targets of each part of the loss, `text_loss` and `audio_loss`, without running the model. Sums over
+        the micro-batches and processes of an optimiser step are `num_items_in_batch`. Arguments as for `forward`.
+        """
+        targets = shifted_targets(labels, labels.shape[1], self.config, shift_labels, position_ids)
+        return target_counts(targets, self.config)
+
+    @staticmethod
+    def _output(outputs: SplitLayerModelOutput, losses: tuple, **scores) -> SplitLayerCausalLMOutput:
+        loss, text_loss, audio_loss = losses
         return SplitLayerCausalLMOutput(
             loss=loss,
-            logits=logits,
             text_loss=text_loss,
             audio_loss=audio_loss,
-            text_logits=None if text_logits is None else logits[..., : self.config.vocab_size],
-            audio_logits=None if audio_logits is None else logits[..., self.config.vocab_size :],
+            **scores,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
