@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "configuration": {"configuration"},
     "modeling": {"configuration", "modeling"},
     "processing": {"configuration", "modeling", "processing"},
-    "training": {"configuration", "modeling", "processing", "training"},
+    "training": {"configuration", "modeling", "processing", "training", "dualspeech"},
     "dualspeech": {"dualspeech"},
 }
 MAX_LINES = 550
@@ -44,6 +44,8 @@ def imports(path):
             yield node, node.module
         elif isinstance(node, ast.ImportFrom):
             base = home[: len(home) - node.level + 1]
+            if not base and node.module and (ROOT / "dualspeech" / f"{node.module}.py").is_file():
+                base = ("dualspeech",)  # the root of the package, which is this folder
             yield node, ".".join([*base, *filter(None, [node.module])])
 
 

@@ -1,0 +1,241 @@
+"""Steps that make documents for the pre-training of MOSS-Speech (section 3.1 of the paper)."""
+
+import random
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from .row_recordings import (
+    audio_content,
+    field_of,
+    part_of_recording,
+    read_recording,
+    row_key,
+    row_random,
+    text_content,
+    text_of,
+)
+from .step import Outcome, Rejection, Row, Step
+
+
+def cut_times(
+    boundaries: Sequence[float], duration: float, min_seconds: float, max_seconds: float, draw: random.Random
+) -> list[float]:
+    """
+    Where to cut a recording into chunks of random length: times in order, the last one is `duration`.
+
+    The length of each chunk is drawn uniformly from `min_seconds` to `max_seconds`, and the cut is the boundary nearest
+    to it that keeps the chunk, and if possible also the rest, within that range. A chunk is longer only where no
+    boundary comes in time, and shorter only when it is the last one.
+
+    Args:
+        boundaries: times in seconds at which a cut may be, in order.
+    """
+    cuts, start = [], 0.0
+    while duration - start > max_seconds:
+        length = draw.uniform(min_seconds, max_seconds)
+        ahead = [time for time in boundaries if time >= start + min_seconds and time < duration]
+        if not ahead:
+            break
+        inside = [time for time in ahead if time <= start + max_seconds] or ahead[:1]
+        roomy = [time for time in inside if duration - time >= min_seconds] or inside
+        start = min(roomy, key=lambda time: abs(time - start - length))
+        cuts.append(start)
+    return [*cuts, duration]
+
+
+@dataclass
+class ChunkAndInterleave(Step):
+    """
+    A recording with the times of its words becomes a document of chunks of 3 to 6 seconds, each either audio or its text.
+
+    Cuts lie in the middle between two words. What is drawn follows from `seed` and the `id` or `source` of the row.
+
+    Args:
+        storage (`str`, *optional*): of the audio chunks, see [`VoiceActivity`].
+        min_seconds, max_seconds (`float`, *optional*, defaults to 3.0 and 6.0): lengths of chunks, see [`cut_times`].
+        rule (`str`, *optional*, defaults to `"random"`): `"random"`: each chunk is audio with `audio_probability`;
+            `"alternating"`: audio and text in turn, the first one is audio with `audio_probability`.
+        audio_probability (`float`, *optional*, defaults to 0.5).
+        merge_neighbours (`bool`, *optional*, defaults to `False`): neighbouring chunks that are drawn alike become one.
+        seed (`int`, *optional*, defaults to 0).
+        audio_key, words_key, text_key (`str`, *optional*): names of the recording, of its words (`{"text", "start",
+            "end"}`) and, for the white space between words, of its text in a row.
+    """
+
+    name = "chunk_and_interleave"
+    storage: str | None = None
+    min_seconds: float = 3.0
+    max_seconds: float = 6.0
+    rule: Literal["random", "alternating"] = "random"
+    audio_probability: float = 0.5
+    merge_neighbours: bool = False
+    seed: int = 0
+    audio_key: str = "audio"
+    words_key: str = "words"
+    text_key: str = "text"
+
+    def __post_init__(self):
+        if not 0 < self.min_seconds <= self.max_seconds:
+            raise ValueError(
+                f"`min_seconds` {self.min_seconds} and `max_seconds` {self.max_seconds} must be positive and in order"
+            )
+        if self.rule not in ("random", "alternating"):
+            raise ValueError(f"`rule` is {self.rule!r}; accepted are 'random' and 'alternating'")
+        if not 0 <= self.audio_probability <= 1:
+            raise ValueError(f"`audio_probability` must be from 0 to 1, got {self.audio_probability}")
+
+    def process(self, rows: Sequence[Row]) -> list[Outcome]:
+        return [self._document(row) for row in rows]
+
+    def _document(self, row: Row) -> Outcome:
+        samples, rate = read_recording(row, self.audio_key)
+        duration = len(samples) / rate
+        words = checked_words(field_of(row, self.words_key), duration)
+        text, ends = _text_of_words(words, row.get(self.text_key))
+        boundaries = [(word["end"] + behind["start"]) / 2 for word, behind in pairwise(words)]
+        draw = row_random(self.seed, row)
+        cuts = cut_times(boundaries, duration, self.min_seconds, self.max_seconds, draw)
+
+        # Spans in seconds, in characters of the text, and whether it is audio.
+        spans, start, position, is_audio = [], 0.0, 0, None
+        for cut in cuts:
+            if self.rule == "random" or is_audio is None:
+                is_audio = draw.random() < self.audio_probability
+            else:
+                is_audio = not is_audio
+            # A boundary belongs to the word in front of it.
+            behind = ends[bisect_right(boundaries, cut) - 1] if cut < duration else len(text)
+            if self.merge_neighbours and spans and spans[-1][4] == is_audio:
+                spans[-1] = (spans[-1][0], cut, spans[-1][2], behind, is_audio)
+            else:
+                spans.append((start, cut, position, behind, is_audio))
+            start, position = cut, behind
+
+        audio, key = row[self.audio_key], row_key(row)
+        chunks: list[dict[str, Any]] = []
+        for number, (start, end, first, last, is_audio) in enumerate(spans):
+            if is_audio:
+                name = f"{key}-chunk-{number:04d}"
+                part = part_of_recording(audio, samples, rate, start, end, self.storage, name)
+                chunks.append(audio_content(part))
+            else:
+                # Texts in a row keep the space between them; elsewhere there is none.
+                follows_text = bool(chunks) and chunks[-1]["type"] == "text"
+                piece = text[first:last].rstrip()
+                chunks.append(text_content(piece if follows_text else piece.lstrip()))
+        return [document_row(row, chunks)]
+
+
+def checked_words(words: Any, duration: float) -> list[Mapping[str, Any]]:
+    """
+    Words with times, as `AlignWords` makes them.
+
+    Raises:
+        ValueError: no words, other entries, or times that are not in order or not within `duration` seconds.
+    """
+    if not len(words):
+        raise ValueError("`words` is empty; at least one word is needed")
+    before = 0.0
+    for word in words:
+        if not isinstance(word, Mapping) or not {"text", "start", "end"} <= set(word):
+            raise ValueError(f"`words` must hold mappings with 'text', 'start' and 'end', got {word!r:.80}")
+        # Times are multiples of a frame; the last one may end behind the recording by a rounding.
+        if not before - 1e-6 <= word["start"] <= word["end"] <= duration + 1e-3:
+            raise ValueError(f"`words`: {dict(word)} is not behind {before} s, or not within {duration} s")
+        before = word["end"]
+    return list(words)
+
+
+def _text_of_words(words: Sequence[Mapping[str, Any]], text: str | None) -> tuple[str, list[int]]:
+    """The text, and where in it each word ends; without a text, words are joined by spaces."""
+    if text is None:
+        text = " ".join(word["text"] for word in words)
+    ends, position = [], 0
+    for word in words:
+        place = text.find(word["text"], position)
+        if place < 0:
+            raise ValueError(f"`words`: {word['text']!r} does not follow in `text` behind {text[:position]!r:.80}")
+        position = place + len(word["text"])
+        ends.append(position)
+    return text, ends
+
+
+@dataclass
+class UnsupervisedDocuments(Step):
+    """
+    A recording becomes a document of speech alone: "full-length audio segments without transcript".
+
+    Args:
+        min_seconds, max_seconds (`float`, *optional*): shorter and longer recordings are rejected.
+        audio_key (`str`, *optional*, defaults to `"audio"`): name of the recording in a row.
+    """
+
+    name = "unsupervised_documents"
+    min_seconds: float = 0.0
+    max_seconds: float | None = None
+    audio_key: str = "audio"
+
+    def process(self, rows: Sequence[Row]) -> list[Outcome]:
+        return [self._document(row) for row in rows]
+
+    def _document(self, row: Row) -> Outcome:
+        samples, rate = read_recording(row, self.audio_key)
+        seconds = len(samples) / rate
+        if seconds < self.min_seconds:
+            return Rejection(f"the recording has {seconds:.2f} s; `min_seconds` is {self.min_seconds}")
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            return Rejection(f"the recording has {seconds:.2f} s; `max_seconds` is {self.max_seconds}")
+        return [document_row(row, [audio_content(row[self.audio_key])])]
+
+
+@dataclass
+class TextDocuments(Step):
+    """
+    A text becomes a document of text alone, if its quality is high enough: what keeps the knowledge of the text model
+    in the second stage (section 3.1.2: FineWeb-Edu and Chinese FineWeb-Edu V2.1 with scores of at least 3).
+
+    Args:
+        min_score (`float`, *optional*, defaults to 3.0): lower scores are rejected; `None` takes all texts.
+        score_key (`str`, *optional*, defaults to `"score"`): name of the score in a row; a name with dots is looked up
+            in nested mappings (`"metadata.score"`).
+        text_key (`str`, *optional*, defaults to `"text"`): name of the text in a row.
+    """
+
+    name = "text_documents"
+    min_score: float | None = 3.0
+    score_key: str = "score"
+    text_key: str = "text"
+
+    def process(self, rows: Sequence[Row]) -> list[Outcome]:
+        return [self._document(row) for row in rows]
+
+    def _document(self, row: Row) -> Outcome:
+        text = text_of(row, self.text_key)
+        if self.min_score is not None:
+            score: Any = row
+            for name in self.score_key.split("."):
+                score = score.get(name) if isinstance(score, Mapping) else None
+            if isinstance(score, bool) or not isinstance(score, (int, float)):
+                return Rejection(f"the score `{self.score_key}` must be a number, got {score!r}")
+            if not score >= self.min_score:
+                return Rejection(f"the score `{self.score_key}` is {score}; `min_score` is {self.min_score}")
+        return [document_row(row, [text_content(text)])]
+
+
+def document_row(row: Row, chunks: list[dict[str, Any]]) -> Row:
+    """The document row that `row` becomes: its chunks, and of the row what is known of its origin."""
+    origin = {name: row[name] for name in ("id", "source", "metadata") if row.get(name) is not None}
+    return {"chunks": chunks, **origin}
+
+
+__all__ = [
+    "ChunkAndInterleave",
+    "TextDocuments",
+    "UnsupervisedDocuments",
+    "checked_words",
+    "cut_times",
+    "document_row",
+]
