@@ -1,0 +1,55 @@
+"""Token rows for training: what `prepare_dualspeech` and `prepare_moss_speech` leave on disk."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets
+
+from .data_steps.row_sources import finished_manifest
+from .data_steps.shards import load_rows
+
+REQUIRED_COLUMNS = ("input_ids", "labels", "length", "source")
+
+
+def load_token_rows(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], cache_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """
+    The token rows of one or several folders, one after the other, mapped from disk.
+
+    Args:
+        paths: folders of finished stages, see [`run_step`].
+        cache_dir (*optional*): where `datasets` keeps its copy; its own cache by default.
+
+    Raises:
+        ValueError: no folder, one of something else or of a stage that is not finished, folders with different columns,
+            or token rows of different processors.
+    """
+    folders = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+    if not folders:
+        raise ValueError("`paths` is empty; at least one folder is needed")
+    versions = [finished_manifest(folder)["step"].get("processor_version") for folder in folders]
+    parts: list[Dataset] = []
+    for folder, version in zip(folders, versions, strict=True):
+        part = load_rows(folder, cache_dir)
+        if not len(part):
+            raise ValueError(f"`paths`: {str(folder)!r} has no rows")
+        if missing := [name for name in REQUIRED_COLUMNS if name not in part.column_names]:
+            raise ValueError(
+                f"`paths`: {str(folder)!r} holds no token rows: it lacks {missing} and has {part.column_names}"
+            )
+        if parts and set(part.column_names) != set(parts[0].column_names):
+            raise ValueError(
+                f"`paths`: {str(folder)!r} has the columns {part.column_names}, {str(folders[0])!r} has "
+                f"{parts[0].column_names}"
+            )
+        if version != versions[0]:
+            raise ValueError(
+                f"`paths`: {str(folder)!r} and {str(folders[0])!r} were made by different processors; make them with one"
+            )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+__all__ = ["REQUIRED_COLUMNS", "load_token_rows"]
