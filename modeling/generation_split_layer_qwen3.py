@@ -460,6 +460,8 @@ class SplitLayerGenerationMixin(GenerationMixin):
 
     def _read_prompts(self, input_ids) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Prompts as rows and as flat ids."""
+        if input_ids is not None and not isinstance(input_ids, torch.Tensor):
+            raise ValueError(f"`input_ids` must be a tensor, got {type(input_ids).__name__}")
         shape = None if input_ids is None else tuple(input_ids.shape)
         if shape is None or len(shape) not in (2, 3) or 0 in shape:
             raise ValueError(

@@ -60,6 +60,17 @@ def labels_to_flat(labels: torch.LongTensor, config: SplitLayerQwen3Config, leng
     return flat.masked_fill(ignored, IGNORED)
 
 
+def check_not_empty(values: torch.Tensor, name: str = "input_ids") -> None:
+    """
+    Raises:
+        ValueError: if `values` are no tensor, or hold no rows.
+    """
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(f"`{name}` must be a tensor, got {type(values).__name__}")
+    if 0 in values.shape:
+        raise ValueError(f"`{name}` must hold at least one row, got shape {list(values.shape)}")
+
+
 def check_rows(rows: torch.LongTensor, config: SplitLayerQwen3Config, name: str = "input_ids") -> None:
     """
     Raises:
@@ -105,4 +116,4 @@ def _can_look(values: torch.Tensor) -> bool:
     return values.device.type != "meta" and not is_tracing(values)
 
 
-__all__ = ["IGNORED", "check_flat", "check_rows", "flat_to_rows", "labels_to_flat", "rows_to_flat"]
+__all__ = ["IGNORED", "check_flat", "check_not_empty", "check_rows", "flat_to_rows", "labels_to_flat", "rows_to_flat"]

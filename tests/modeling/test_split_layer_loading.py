@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from dualspeech import SplitLayerQwen3ForCausalLM, SplitLayerQwen3Model
+from dualspeech.modeling.cache_naming import CACHE_NAME
 from tests.fixture_checks import FIXTURES
 from tests.modeling.split_layer_cases import IDS, random_flat, tiny_config, tiny_model, tiny_qwen3
 
@@ -143,10 +144,12 @@ def test_from_qwen3(tied, layers, attention):
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # which Qwen3 leaves to the caller
     expected = text_model(ids, attention_mask=mask, position_ids=positions).logits
     assert torch.equal(model(ids, attention_mask=mask).text_logits, expected)
-    cached = text_model(ids[:, :-1], use_cache=True).past_key_values
-    ours = model(ids[:, :-1], use_cache=True).past_key_values
-    expected = text_model(ids[:, -1:], past_key_values=cached).logits
-    assert torch.equal(model(ids[:, -1:], past_key_values=ours).text_logits, expected)
+    # Left to itself, Qwen3 counts the padding.
+    assert not torch.equal(text_model(ids, attention_mask=mask).logits[1, 4:], expected[1, 4:])
+    cached = text_model(ids[:, :-1], use_cache=True)[CACHE_NAME]
+    ours = model(ids[:, :-1], use_cache=True).cache
+    expected = text_model(ids[:, -1:], **{CACHE_NAME: cached}).logits
+    assert torch.equal(model(ids[:, -1:], cache=ours).text_logits, expected)
 
     config = model.config
     assert (config.num_shared_layers, config.num_modality_layers, config.num_hidden_layers) == (4 - layers, layers, 4)

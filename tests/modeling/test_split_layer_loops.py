@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import CompileConfig, ContinuousBatchingConfig, DynamicCache, StaticCache
 
+from dualspeech.modeling.split_layer_cache import SplitLayerCache
 from dualspeech.modeling.split_layer_rows import rows_to_flat
 
 from .split_layer_generation_cases import left_padded, prompts_of, speech_rows, text_rows, tiny_model
@@ -94,6 +95,27 @@ def test_assistants_accept_their_own_drafts():
     output = model.generate(prompts_of(model.config)["start"][None], max_new_tokens=27, assistant_model=twin)
     handle.remove()
     assert output.generated_lengths.tolist() == [27] and len(steps) == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["split_layer", "dynamic"])
+def test_drafts_need_an_empty_cache(model, kind):
+    """Prompt lookup and assistants put the whole prompt behind what is cached already."""
+    prompt = prompts_of(model.config)["text"][None]
+
+    def cache(rows):
+        view = model.config.get_text_config()
+        made = SplitLayerCache(model.config) if kind == "split_layer" else DynamicCache(config=view)
+        if rows:
+            model(prompt[:, :rows], cache=made)
+        return made
+
+    expected = model.generate(prompt, max_new_tokens=4)
+    for settings in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_model(1)}):
+        with pytest.raises(ValueError, match="`cache` must be empty with an assistant model or prompt lookup"):
+            model.generate(prompt, max_new_tokens=4, cache=cache(2), **settings)
+        same(model.generate(prompt, max_new_tokens=4, cache=cache(0), **settings), expected)
+    same(model.generate(prompt, max_new_tokens=4, cache=cache(2)), expected)
 
 
 def test_assistants_with_other_vocabularies(model):

@@ -306,3 +306,25 @@ def test_compiled_step_equals_eager(branches):
         step = flat[:, row : row + 1].clone()
         eager = model(step, past_key_values=caches[0], branches=branches)
         close(compiled(step, past_key_values=caches[1], branches=branches).logits, eager.logits)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 3, 2), (2, 0, 2), (0,)])
+def test_rows_are_needed(shape):
+    model = tiny_model()
+    ids = torch.zeros(shape, dtype=torch.long)
+    for call in (model, model.model, model.model.embed):
+        with pytest.raises(ValueError, match=rf"`input_ids` must hold at least one row, got shape \{list(shape)}"):
+            call(ids)
+    if len(shape) == 2:
+        with pytest.raises(ValueError, match="`inputs_embeds` must hold at least one row"):
+            model(inputs_embeds=torch.zeros(*shape, model.config.hidden_size))
+
+
+@pytest.mark.parametrize("ids", [[[1, 2, 3]], [[[1, 5], [2, 5]]], (1, 2)], ids=str)
+def test_lists_are_no_tensors(ids):
+    model = tiny_model()
+    for call in (model, model.model, model.generate, lambda ids: model.generate(input_ids=ids)):
+        with pytest.raises(ValueError, match=f"`input_ids` must be a tensor, got {type(ids).__name__}"):
+            call(ids)
+    with pytest.raises(ValueError, match="`inputs_embeds` must be a tensor, got list"):
+        model(inputs_embeds=[[0.0]])
