@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from ..modeling.moss_speech_voice import MossSpeechVoice
+from ..modeling.moss_speech_voice import CodecIdentity, MossSpeechVoice
 from .audio import read_audio
 from .moss_speech_recordings import fetch
 from .moss_speech_results import (
     MossSpeechResult,
     add_audio,
+    check_text_ids,
     generated_rows,
     is_generate_output,
     reply_of,
@@ -57,11 +59,12 @@ class MossSpeechRepliesMixin(ProcessorWithAudioTokenizer):
             Per row a [`~processing.moss_speech_results.MossSpeechResult`]; per row a string for plain ids.
 
         Raises:
-            ValueError: ids that are neither codes nor the end of speech, a voice of another codec, or there are codes to
-                decode and no codec.
+            ValueError: audio ids that are neither codes nor the end of speech, text ids outside the vocabulary, a voice of
+                another codec, or there are codes to decode and no codec.
         """
         generated = generated_rows(output)
         if generated is None:
+            check_text_ids(output, self.row_ids)
             return self.tokenizer.batch_decode(output, skip_special_tokens=bool(skip_special_tokens), **kwargs)
         skip = skip_special_tokens is None or skip_special_tokens
         settings = {"skip_special_tokens": skip, "released": self.compat, **kwargs}
@@ -77,6 +80,7 @@ class MossSpeechRepliesMixin(ProcessorWithAudioTokenizer):
     def decode(self, output: Any, *args, **kwargs) -> MossSpeechResult | str:
         """One row of [`~MossSpeechProcessor.batch_decode`]: a grid `[L, 2]`, or plain ids as the tokenizer decodes them."""
         if rows_of(output) is None:
+            check_text_ids(output, self.row_ids)
             return self.tokenizer.decode(output, *args, **kwargs)
         return self.batch_decode([output], *args, **kwargs)[0]
 
@@ -116,7 +120,13 @@ class MossSpeechRepliesMixin(ProcessorWithAudioTokenizer):
 
     @property
     def voice(self) -> MossSpeechVoice | None:
-        """The default voice of `batch_decode`, saved with the processor; assign one, or `None`."""
+        """
+        The default voice of `batch_decode`, saved with the processor; assign one, or `None`.
+
+        Raises:
+            ValueError: it is assigned something else, or a voice of another codec than `audio_tokenizer`. A codec that
+                has to be fetched from the Hub first is compared when it gets loaded.
+        """
         return self._voice
 
     @voice.setter
@@ -125,7 +135,15 @@ class MossSpeechRepliesMixin(ProcessorWithAudioTokenizer):
             raise ValueError(
                 f"`voice` must be a MossSpeechVoice or None, got {type(voice).__name__}; make one with `make_voice`"
             )
+        config = self._audio_tokenizer.config_at_hand()
+        if voice is not None and config is not None:
+            voice.check_identity(CodecIdentity.of(config))
         self._voice = voice
+
+    def _check_voice(self, model: PreTrainedModel) -> None:
+        """Raise a `ValueError` if the default voice is one of another codec than `model`."""
+        if self._voice is not None:
+            self._voice.check_identity(CodecIdentity.of(model.config), "processor.voice")
 
     def make_voice(self, audio: Any, sampling_rate: int | None = None, **kwargs) -> MossSpeechVoice:
         """A voice for `batch_decode`, of one recording at the rate it has.

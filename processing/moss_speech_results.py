@@ -71,7 +71,7 @@ def split_reply(rows: Iterable[Row], ids: RowIds, stop_ids: Iterable[int]) -> tu
     speech and `ids.eosp_token_id` closes it. The stop id is the last of its text segment; rows behind it are padding.
 
     Raises:
-        ValueError: a speech row that holds neither a code nor the end of speech.
+        ValueError: a speech row that holds neither a code nor the end of speech, a text id outside its vocabulary.
     """
     segments, stop_ids, is_open = [], set(stop_ids), False
     for number, (text_id, audio_id) in enumerate(rows):
@@ -89,6 +89,7 @@ def split_reply(rows: Iterable[Row], ids: RowIds, stop_ids: Iterable[int]) -> tu
                 )
             segments[-1][1].append(audio_id)
             continue
+        check_text_ids([text_id], ids, f"row {number}")
         if not segments or segments[-1][0] == "audio":
             segments.append(("text", []))
         is_open = False
@@ -96,6 +97,21 @@ def split_reply(rows: Iterable[Row], ids: RowIds, stop_ids: Iterable[int]) -> tu
         if text_id in stop_ids:
             return segments, True
     return segments, False
+
+
+def check_text_ids(values: Any, ids: RowIds, place: str = "`output`") -> None:
+    """
+    Raises:
+        ValueError: one of the text ids `values`, nested in any way, lies outside the vocabulary.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, Mapping | str) or not isinstance(values, Iterable):
+        values = [values]
+    for value in values:
+        if hasattr(value, "tolist") or isinstance(value, list | tuple):
+            check_text_ids(value, ids, place)
+        elif not isinstance(value, int) or not 0 <= value < ids.vocab_size:
+            raise ValueError(f"{place} holds the text id {value!r}; accepted are 0 to {ids.vocab_size - 1}")
 
 
 def reply_of(
@@ -221,8 +237,10 @@ def written_texts(grids: Any, ids: RowIds, tokenizer: PreTrainedTokenizerBase, *
     """The text of all text rows of `[B, L, 2]`, of prompts also; plain ids are decoded as they are."""
     rows = [rows_of(grid) for grid in grids]
     if any(grid is None for grid in rows):
+        check_text_ids(grids, ids)
         return tokenizer.batch_decode(grids, **decode_kwargs)
     written = [[text for text, _ in grid if text != ids.modality_pad_token_id] for grid in rows]
+    check_text_ids(written, ids)
     return [tokenizer.decode(token_ids, **decode_kwargs) for token_ids in written]
 
 
@@ -230,6 +248,7 @@ __all__ = [
     "MossSpeechResult",
     "MossSpeechSegment",
     "add_audio",
+    "check_text_ids",
     "generated_rows",
     "is_generate_output",
     "reply_of",

@@ -398,6 +398,7 @@ class MossSpeechProcessor(MossSpeechExamplesMixin, MossSpeechRepliesMixin):
         theirs = {"codebook_size": model.codebook_size, **_features_of(model)}
         mine = {name: getattr(self.feature_extractor, name) for name in theirs if name != "codebook_size"}
         raise_on_difference("audio tokenizer", {"codebook_size": self.codebook_size, **mine}, theirs)
+        self._check_voice(model)
 
     def check_model(self, model_or_config: PreTrainedModel | SplitLayerQwen3Config) -> None:
         """Raise a `ValueError` with both numbers where this processor and a model differ.

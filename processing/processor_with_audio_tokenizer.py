@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import create_repo, snapshot_download
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -63,6 +63,15 @@ class AudioTokenizerReference:
         kwargs = {"adapter_kwargs": {"subfolder": self.location["subfolder"]}, **self.location, **kwargs}
         model = AutoModel.from_pretrained(**kwargs).eval()
         return model if device is None else model.to(device)
+
+    def config_at_hand(self) -> PreTrainedConfig | None:
+        """The configuration of the model, if that is loaded or its checkpoint lies in a local folder."""
+        if self.model is not None:
+            return self.model.config
+        if self.location is None:
+            return None
+        folder = Path(self.location["pretrained_model_name_or_path"], self.location["subfolder"])
+        return AutoConfig.from_pretrained(**self.location) if (folder / "config.json").is_file() else None
 
     def save(self, folder: Path, **kwargs) -> None:
         """Write the model to `folder`; one that was never loaded is copied as files."""

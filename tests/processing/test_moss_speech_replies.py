@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualspeech import MossSpeechVoice
+from dualspeech import MossSpeechProcessor, MossSpeechVoice
 from tests.modeling.moss_codec_cases import recording, tiny_moss_codec
 from tests.processing.moss_processor_cases import (
     USER,
@@ -128,9 +128,78 @@ def test_voices(speaking):
             waves(voice=wrong)
     with pytest.raises(ValueError, match="must be a MossSpeechVoice or None, got str; make one with `make_voice`"):
         speaking.voice = "anna"
-    foreign = tiny_moss_codec(prompt_max_frequency=6000.0).make_voice(recording(1.0), 16000)
+    foreign = another_codec().make_voice(recording(1.0), 16000)
     with pytest.raises(ValueError, match="a voice of another codec"):
         waves(voice=foreign)
+
+
+def another_codec():
+    return tiny_moss_codec(prompt_max_frequency=6000.0)
+
+
+def test_a_default_voice_of_another_codec_is_refused_at_once(codec):
+    processor, other = tiny_moss_processor(codec), another_codec()
+    voice, foreign = (model.make_voice(recording(1.0), 16000) for model in (codec, other))
+    with pytest.raises(ValueError, match="`voice` is a voice of another codec: fingerprint"):
+        processor.voice = foreign
+    assert processor.voice is None
+    processor.voice = voice
+    with pytest.raises(ValueError, match=r"`processor\.voice` is a voice of another codec"):
+        processor.audio_tokenizer = other
+    assert processor.audio_tokenizer is codec
+    processor.voice = None
+    processor.audio_tokenizer = other
+    processor.voice = foreign
+    # Nothing to compare with yet.
+    processor = tiny_moss_processor()
+    processor.voice = foreign
+    with pytest.raises(ValueError, match=r"`processor\.voice` is a voice of another codec"):
+        processor.audio_tokenizer = codec
+
+
+def test_a_default_voice_is_compared_before_the_codec_is_loaded(codec, tmp_path):
+    tiny_moss_processor(codec).save_pretrained(tmp_path)
+    foreign = another_codec().make_voice(recording(1.0), 16000)
+    processor = MossSpeechProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`voice` is a voice of another codec"):
+        processor.voice = foreign
+    processor.voice = codec.make_voice(recording(1.0), 16000)
+    assert processor._audio_tokenizer.model is None
+    # A codec on the Hub is compared when it comes.
+    location = processor._audio_tokenizer.location
+    processor._audio_tokenizer.location = location | {"pretrained_model_name_or_path": "user/name"}
+    processor.voice = foreign
+    processor._audio_tokenizer.location = location
+    with pytest.raises(ValueError, match=r"`processor\.voice` is a voice of another codec"):
+        processor.load_audio_tokenizer()
+    foreign.save(tmp_path / "voice.safetensors")
+    with pytest.raises(ValueError, match="`voice` is a voice of another codec"):
+        MossSpeechProcessor.from_pretrained(tmp_path)
+
+
+def test_text_ids_outside_the_vocabulary(processor):
+    rows = Rows(processor)
+    pad = processor.row_ids.audio_pad_token_id
+    for wrong in (-1, 280, -100):
+        message = f"holds the text id {wrong}; accepted are 0 to 279"
+        grid = [*rows.text("hello"), [wrong, pad]]
+        for output in (generation(processor, grid), [grid], [np.array(grid)]):
+            with pytest.raises(ValueError, match=f"row 5 {message}"):
+                processor.batch_decode(output, return_audio=False)
+        with pytest.raises(ValueError, match=message):
+            processor.decode(torch.tensor(grid))
+        for plain in ([[1, 2], [3, wrong]], torch.tensor([[1, wrong]]), [torch.tensor([wrong])], [1, wrong]):
+            with pytest.raises(ValueError, match=f"`output` {message}"):
+                processor.batch_decode(plain)
+        for plain in ([1, wrong], torch.tensor([wrong]), np.array([wrong]), wrong):
+            with pytest.raises(ValueError, match=f"`output` {message}"):
+                processor.decode(plain)
+        for shown in ([grid], [[1, wrong]]):
+            with pytest.raises(ValueError, match=message):
+                processor.post_process_multimodal_output(shown)
+    # The rows behind a stop row are padding, which nobody reads.
+    assert processor.decode(rows.text("hello") + rows.stop + [[-1, pad]], return_audio=False).text == "hello"
+    assert processor.decode(279) is not None and processor.decode([]) == ""
 
 
 def test_speech_without_codes_is_silence_with_a_warning(speaking):
