@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from .version import __version__
 _PACKAGE = __name__.rpartition(".")[0]
 _REGISTRATION = f"{_PACKAGE}.remote_registration"
 _NOT_MODELS = ("AutoFeatureExtractor", "AutoProcessor")
+# Model types whose processor needs no files of its own beside a tokenizer: the ids of `config.json` are enough.
+_WITH_PROCESSOR = ("moss_speech",)
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 # What the modules may import without a `try`: transformers refuses a checkpoint of which an import is missing.
 _REQUIRED = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "soundfile", "soxr")
 
@@ -30,6 +34,10 @@ def bundle_remote_code(folder: str | os.PathLike) -> list[Path]:
     `config.json`, `processor_config.json` (and its `feature_extractor` part) and `preprocessor_config.json`. The same
     is done in sub-folders that hold a checkpoint of ours (`audio_tokenizer/`). transformers looks for the code of a
     `subfolder=` in the root, so the root gets those modules too. Nothing is written when something fails.
+
+    Entries that `auto_map` had before are replaced; those without a successor here are named in a warning. In a folder
+    laid out like the released MOSS-Speech model (a tokenizer, no files of a processor) `config.json` gets the entry of
+    `AutoProcessor`.
 
     Where the package is installed, its own classes are used, with or without `trust_remote_code`.
 
@@ -93,7 +101,19 @@ def _needs(folder: Path, inner: set[str]) -> _Needs:
     if (model_type := config.get("model_type")) in CONFIGS:
         named = {"AutoConfig": CONFIGS[model_type]}
         named |= {auto: classes[model_type] for auto, classes in _model_classes() if model_type in classes}
-        config["auto_map"] = needs.refer(named, _model_types(config) - {model_type})
+        entries = needs.refer(named, _model_types(config) - {model_type})
+        processor_class = read_json(folder / "processor_config.json").get("processor_class")
+        has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+        if processor_class is None and has_tokenizer and model_type in _WITH_PROCESSOR:
+            entries |= needs.refer({"AutoProcessor": CLASSES["AutoProcessor"][model_type]}, inner)
+        kept = {*entries, *(_class_named("AutoProcessor", processor_class))}
+        if lost := sorted(set(config.get("auto_map") or ()) - kept):
+            warnings.warn(
+                f"{folder / 'config.json'}: `auto_map` loses {lost}, for which the folder holds nothing of this package; "
+                "save the processor or tokenizer into it first",
+                stacklevel=3,
+            )
+        config["auto_map"] = entries
         needs.jsons[folder / "config.json"] = config
     processor = read_json(folder / "processor_config.json")
     if named := _class_named("AutoProcessor", processor.get("processor_class")):
