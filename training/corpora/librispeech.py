@@ -1,4 +1,4 @@
-"""LibriSpeech (ASR corpus, 12th release of OpenSLR) as rows of speech recognition.
+"""LibriSpeech (OpenSLR resource 12) as rows of speech recognition.
 
 LibriSpeech/train-clean-100/103/1240/103-1240-0000.flac
 LibriSpeech/train-clean-100/103/1240/103-1240.trans.txt     lines "103-1240-0000 CHAPTER ONE MISSUS RACHEL ..."

@@ -1,4 +1,4 @@
-"""LibriTTS-R (141st release of OpenSLR) as rows of text to speech, 24 kHz.
+"""LibriTTS-R (OpenSLR resource 141) as rows of text to speech, 24 kHz.
 
 LibriTTS_R/train-clean-100/103/1241/103_1241_000000_000001.wav
 LibriTTS_R/train-clean-100/103/1241/103_1241_000000_000001.normalized.txt
