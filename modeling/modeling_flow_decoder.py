@@ -1,6 +1,6 @@
 """Speech codes to a mel spectrogram by conditional flow matching (MOSS-Speech, arXiv 2510.00499; CosyVoice 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +25,14 @@ from .vector_quantization import keeping_float32
 @dataclass
 class FlowDecoderOutput(ModelOutput):
     """
-    loss (`[]`, fp32): mean squared error of the velocity over the valid frames and bins; `None` without `mel`.
+    loss (`[]`, fp32): mean squared error of the velocity over the valid frames and bins; `None` without `mel`. With
+        `num_items_in_batch`, the share of this batch in the mean over the whole optimiser step.
+    flow_loss (`[]`, fp32): the mean over this batch.
     conditioning (`[B, num_mel_bins, upsample_ratio * T]`): the encoder's prediction, 0 on the padding.
     """
 
     loss: torch.FloatTensor | None = None
+    flow_loss: torch.FloatTensor | None = None
     conditioning: torch.FloatTensor | None = None
 
 
@@ -279,6 +282,8 @@ class FlowDecoderModel(PreTrainedModel):
         speaker_embeds: Tensor | None = None,
         streaming: bool | None = None,
         generator: torch.Generator | None = None,
+        return_loss: bool = True,
+        num_items_in_batch: Mapping[str, Tensor | int] | None = None,
         **kwargs,
     ) -> FlowDecoderOutput:
         """What the encoder makes of the codes, and with `mel` the loss of conditional flow matching.
@@ -297,6 +302,10 @@ class FlowDecoderModel(PreTrainedModel):
             speaker_embeds (`torch.Tensor`, *optional*): as for [`~FlowDecoderModel.decode`].
             streaming (`bool`, *optional*): the masks; drawn with `mel`, full attention without it, by default.
             generator (`torch.Generator`, *optional*): of all draws; the global one by default.
+            return_loss (`bool`): the loss when there is `mel`. The Trainer evaluates models without labels when they
+                have this argument.
+            num_items_in_batch (mapping of `str` to `int`, *optional*): frames (`flow_loss`) of the whole optimiser step,
+                sums of `loss_item_counts`, over which `loss` is then a mean.
 
         Raises:
             ValueError: another shape or dtype, codes outside `codebook_size`, a mask with padding in front or without
@@ -307,15 +316,15 @@ class FlowDecoderModel(PreTrainedModel):
         check_length(config, codes.shape[1])
         speaker_embeds = check_speaker(config, speaker_embeds, len(codes))
         draws = None
-        if mel is not None:
+        if mel is not None and return_loss:
             mel, valid = self._check_target(mel, mel_mask, mask)
             draws = draw(config, mel, generator)
             streaming = draws.streaming if streaming is None else streaming
-        elif mel_mask is not None:
+        elif mel is None and mel_mask is not None:
             raise ValueError("mel_mask is given without mel")
         grid = ChunkGrid.of(config) if streaming else None
         conditioning, _ = self._encode(codes.to(self.device), mask.sum(dim=1), grid)
-        loss = None
+        loss = flow_loss = None
         if draws is not None:
             speaker = self._speaker(speaker_embeds, len(codes))
             bias = attention_bias(
@@ -324,8 +333,24 @@ class FlowDecoderModel(PreTrainedModel):
                 grid and grid.upsampled(config.upsample_ratio),
                 conditioning,
             )
-            loss = velocity_loss(self.estimator, mel, conditioning, speaker, valid, bias, draws, config.sigma_min)
-        return FlowDecoderOutput(loss=loss, conditioning=conditioning.transpose(1, 2))
+            flow_loss = velocity_loss(self.estimator, mel, conditioning, speaker, valid, bias, draws, config.sigma_min)
+            loss = flow_loss
+            if num_items_in_batch is not None:
+                loss = flow_loss * valid.sum() / torch.as_tensor(num_items_in_batch["flow_loss"]).to(valid.device)
+        return FlowDecoderOutput(loss=loss, flow_loss=flow_loss, conditioning=conditioning.transpose(1, 2))
+
+    def loss_item_counts(
+        self, codes: Tensor, codes_mask: Tensor | None = None, mel_mask: Tensor | None = None, **kwargs
+    ) -> dict[str, Tensor]:
+        """
+        Number of mel frames that the loss is a mean over (`flow_loss`), without running the model. Sums over the
+        micro-batches and processes of an optimiser step are `num_items_in_batch`. Arguments as for `forward`.
+        """
+        mask = torch.ones(codes.shape, dtype=torch.bool) if codes_mask is None else torch.as_tensor(codes_mask).bool()
+        frames = mask.repeat_interleave(self.config.upsample_ratio, dim=1)
+        if mel_mask is not None:
+            frames = frames & torch.as_tensor(mel_mask, device=frames.device).bool()
+        return {"flow_loss": frames.sum()}
 
     def _encode(
         self, codes: Tensor, lengths: Tensor, grid: ChunkGrid | None, following: int = 0
