@@ -19,6 +19,7 @@ from dualspeech import (
     DualSpeechProcessor,
     DualTokenizerConfig,
     DualTokenizerModel,
+    KMeansTokenizerConfig,
 )
 from dualspeech.modeling.audio_features import log_mel_spectrogram
 from dualspeech.processing.audio import resample_audio
@@ -40,8 +41,8 @@ def tone_speech(words: list[str], voice: int = 1, rate: int = 24000, emotion: st
     return (EMOTIONS[emotion] * np.concatenate(tones)).astype(np.float32)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A character tokenizer with the speech tokens."""
+def tiny_tokenizer(codebook_size: int | None = SPEECH_CODES) -> PreTrainedTokenizerFast:
+    """A character tokenizer with the speech tokens, if there are codes."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {token: i for i, token in enumerate([*special, "\n", " ", *string.printable.strip()])}
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
@@ -50,25 +51,39 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    extend_tokenizer(tokenizer, SPEECH_CODES)
+    if codebook_size is not None:
+        extend_tokenizer(tokenizer, codebook_size)
     return tokenizer
 
 
-def tiny_audio_tokenizer(seed: int = 0) -> DualTokenizerModel:
-    """A dual tokenizer with all three parts and random weights; 0.2 to 3 seconds of audio."""
+def tiny_audio_tokenizer(seed: int = 0, semantic: str = "us_tokenizer") -> DualTokenizerModel:
+    """A dual tokenizer with all three parts and random weights; 0.2 to 3 seconds of audio. With `semantic="kmeans"`
+    the speech codes are those of a HuBERT encoder with random centroids."""
     torch.manual_seed(seed)
     encoder = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    us_tokenizer = {
+        "model_type": "us_tokenizer",
+        "encoder_config": {**encoder, "max_source_positions": 150},
+        "hidden_size": 32,
+        "code_dim": 16,
+        "codebook_size": SPEECH_CODES,
+        "min_seconds": 0.2,
+        "max_seconds": 3.0,
+        "kmeans_init": True,
+    }
+    hubert = {
+        "model_type": "hubert",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "conv_dim": [8] * 7,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    kmeans = KMeansTokenizerConfig(encoder_config=hubert, codebook_size=SPEECH_CODES)
     config = DualTokenizerConfig(
-        semantic_config={
-            "model_type": "us_tokenizer",
-            "encoder_config": {**encoder, "max_source_positions": 150},
-            "hidden_size": 32,
-            "code_dim": 16,
-            "codebook_size": SPEECH_CODES,
-            "min_seconds": 0.2,
-            "max_seconds": 3.0,
-            "kmeans_init": True,
-        },
+        semantic_config=kmeans if semantic == "kmeans" else us_tokenizer,
         codec_config={
             "model_type": "dualspeech_wavtokenizer",
             "num_filters": 4,
@@ -84,24 +99,36 @@ def tiny_audio_tokenizer(seed: int = 0) -> DualTokenizerModel:
         ),
     )
     model = DualTokenizerModel(config).train()
-    with torch.no_grad():
-        model.semantic_tokenizer.encoder.conv2.weight.mul_(50)  # else the codes follow positions and not the sound
-    # One training pass over the tones starts both codebooks with k-means, so that different tones get different codes.
+    # One training pass over the tones starts codebooks with k-means, so that different tones get different codes.
     words = [*WORDS, *WORDS.values()]
     speech = np.stack(
         [tone_speech([a, b], v) for a, b in zip(words, words[1:] + words[:1], strict=True) for v in VOICES]
     )
     low, high = (torch.from_numpy(resample_audio(speech, 24000, rate)) for rate in (16000, 24000))
-    semantic, codec = model.semantic_tokenizer, model.acoustic_codec
-    features = log_mel_spectrogram(low, n_frames=2 * semantic.config.encoder_config.max_source_positions)
-    semantic(features, torch.full((len(low),), low.shape[1]))
-    codec(high[:, None], update_codebook=True)
+    if semantic != "kmeans":
+        tokenizer = model.semantic_tokenizer
+        with torch.no_grad():
+            tokenizer.encoder.conv2.weight.mul_(50)  # else the codes follow positions and not the sound
+        features = log_mel_spectrogram(low, n_frames=2 * tokenizer.config.encoder_config.max_source_positions)
+        tokenizer(features, torch.full((len(low),), low.shape[1]))
+    model.acoustic_codec(high[:, None], update_codebook=True)
     return model.eval()
 
 
 def tiny_model(tokenizer, seed: int = 0, **kwargs) -> DualSpeechForConditionalGeneration:
-    """A model of about 200 000 parameters with random weights for the tokenizer above."""
+    """A model of about 200 000 parameters with random weights for the tokenizer above; `kwargs` are fields of its
+    configuration, `acoustic_config` some of the fields of AcousticGPT or `None`."""
     torch.manual_seed(seed)
+    acoustic = {
+        "codebook_size": ACOUSTIC_CODES,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_condition_positions": 512,
+        "max_target_positions": 256,
+    }
+    own = kwargs.pop("acoustic_config", {})
     config = DualSpeechConfig(
         **{
             "text_config": {
@@ -115,15 +142,7 @@ def tiny_model(tokenizer, seed: int = 0, **kwargs) -> DualSpeechForConditionalGe
                 "bos_token_id": tokenizer.bos_token_id,
                 "eos_token_id": tokenizer.eos_token_id,
             },
-            "acoustic_config": {
-                "codebook_size": ACOUSTIC_CODES,
-                "hidden_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 128,
-                "max_condition_positions": 512,
-                "max_target_positions": 256,
-            },
+            "acoustic_config": None if own is None else {**acoustic, **own},
             "audio_start_token_id": tokenizer.convert_tokens_to_ids("<audio>"),
             "audio_end_token_id": tokenizer.convert_tokens_to_ids("</audio>"),
             "semantic_token_offset": tokenizer.convert_tokens_to_ids("<a_0>"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_dualspeech import tone_speech
+from tiny_dualspeech import WORDS, tone_speech
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -140,6 +140,31 @@ def tiny_moss_processor(config: SplitLayerQwen3Config, tokenizer=None, codec=Non
     )
     processor.voice = processor.make_voice((tone_speech(["tree", "two", "one"], voice=3), 24000)).trim(multiple_of=5)
     return processor
+
+
+def tiny_moss_rows(kind: str, count: int, seed: int = 0) -> list[dict]:
+    """`count` rows to learn from. `"chat"`: questions and answers in the four forms of fine-tuning, speech or text in and
+    out; `"speech"`: documents of speech and text in turn, and of speech alone; `"text"`: documents of text."""
+    draw = np.random.default_rng(seed)
+
+    def chunk(words, spoken):
+        if not spoken:
+            return " ".join(words)
+        audio = tone_speech(words, voice=int(draw.integers(1, 4)), rate=16000)
+        return {"type": "audio", "audio": {"array": audio, "sampling_rate": 16000}}
+
+    rows = []
+    for i in range(count):
+        words = [list(WORDS)[j] for j in draw.integers(len(WORDS), size=4)]
+        if kind == "chat":
+            turns = [("user", words, i % 4 < 2), ("assistant", words[:2], i % 2 == 0)]
+            row = {"messages": [{"role": role, "content": chunk(said, spoken)} for role, said, spoken in turns]}
+        elif kind == "speech":
+            row = {"chunks": [chunk(words[:2], True), *([chunk(words[2:], False)] if i % 2 else [])]}
+        else:
+            row = {"chunks": [chunk(words, False)]}
+        rows.append(row)
+    return rows
 
 
 def make_moss_checkpoint(folder: str | Path) -> Path:

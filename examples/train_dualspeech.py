@@ -1,39 +1,54 @@
-"""Train DualSpeechLM with `transformers.Trainer`: all eight tasks mixed, text and speech answers together.
+"""Train DualSpeechLM: all eight tasks mixed, text and speech answers together.
 
-    python examples/train_dualspeech.py --output_dir outputs/dualspeech
-    python examples/train_dualspeech.py --output_dir outputs/dualspeech-lora --lora_r 8
-    python examples/train_dualspeech.py --output_dir out --checkpoint my-dualspeech --train_file train.jsonl \
-        --eval_file eval.jsonl --task_weights "tts=0.5,asr=0.5" --lora_r 16 --bf16 --max_steps 60000
-    python examples/train_dualspeech.py --output_dir out --text_model microsoft/Phi-3.5-mini-instruct \
-        --processor my-processor --train_file train.jsonl --eval_file eval.jsonl
+    python examples/train_dualspeech.py --output_dir outputs/dualspeech --tiny
+    python examples/train_dualspeech.py --output_dir outputs/dualspeech --recipe dualspeech --tiny
+    accelerate launch --config_file training/launch/multi_gpu.yaml examples/train_dualspeech.py --recipe dualspeech \
+        --output_dir out --train_data tokens/train --eval_data tokens/dev --resume_from_checkpoint auto
+    python examples/train_dualspeech.py --output_dir out --checkpoint my-dualspeech --train_data train.jsonl \
+        --eval_data eval.jsonl --weights "tts=0.5,asr=0.5" --lora_r 16 --bf16 --max_steps 60000
 
 Without a checkpoint or a text model, a tiny random model is trained on tones that the script makes. A row of a JSON Lines
 file holds the arguments of the processor: `task`, its inputs (`audio` and `speaker` as paths), and `targets`; see
-`DualSpeechProcessor`. Recordings are tokenized once, before training. All arguments of `TrainingArguments` can be given.
+`DualSpeechProcessor`. Rows are checked and tokenized once, before training; folders of token rows are read as they are.
+All arguments of `TrainingArguments` can be given. The recipes say how each model of the paper is trained.
 """
 
-import json
-from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from datasets import Dataset, interleave_datasets
-from tiny_dualspeech import tiny_model, tiny_processor, tiny_rows
+from datasets import Dataset
+from tiny_dualspeech import tiny_audio_tokenizer, tiny_model, tiny_rows, tiny_tokenizer
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     AutoProcessor,
-    HfArgumentParser,
-    Trainer,
+    AutoTokenizer,
     TrainingArguments,
     set_seed,
 )
 
-from dualspeech import DualSpeechForConditionalGeneration
-from dualspeech.configuration.configuration_dualspeech import TASK_IDS
-from dualspeech.processing.tasks import TASK_NAMES
+from dualspeech import DualSpeechForConditionalGeneration, DualSpeechProcessor
+from dualspeech.processing.tasks import TASK_NAMES, TASKS
+from dualspeech.training.codec_rows import with_codec_codes
 from dualspeech.training.data_collator import DualSpeechDataCollator
+from dualspeech.training.dualspeech_variants import get_variant, parity_fields, variant_fields, variant_processor
+from dualspeech.training.example_checks import check_dualspeech_examples
 from dualspeech.training.lora import dualspeech_lora_config
-from dualspeech.training.loss_parts import LossPartsMixin
+from dualspeech.training.mixtures import mix_datasets, parse_weights
+from dualspeech.training.recipe import parse_arguments
+from dualspeech.training.trainer import SpeechTrainer
+from dualspeech.training.training_data import (
+    DataArguments,
+    encode_rows,
+    join,
+    load_source,
+    packed,
+    parse_sources,
+    split_by,
+)
+from dualspeech.training.training_run import run, without_evaluation
 
 # Sampling weights of the released recipe (they sum to 1.4 there; only their ratios count).
 TASK_WEIGHTS = "asr=0.2,tts=0.2,vc=0.2,t2st=0.2,sc=0.1,sqa=0.2,s2tt=0.2,ser=0.1"
@@ -43,134 +58,161 @@ TASK_WEIGHTS = "asr=0.2,tts=0.2,vc=0.2,t2st=0.2,sc=0.1,sqa=0.2,s2tt=0.2,ser=0.1"
 class ModelArguments:
     checkpoint: str | None = field(default=None, metadata={"help": "DualSpeech checkpoint to start from"})
     text_model: str | None = field(default=None, metadata={"help": "causal language model to build a new one around"})
-    processor: str | None = field(default=None, metadata={"help": "processor, if not that of the checkpoint"})
+    processor: str | None = field(
+        default=None,
+        metadata={"help": "processor; that of the checkpoint, or one made for the text model, by default"},
+    )
+    audio_tokenizer: str | None = field(
+        default=None, metadata={"help": "dual tokenizer that encodes recordings, when a new processor is made"}
+    )
+    variant: str = field(
+        default="ustoken", metadata={"help": "ustoken, hubert, baseline_acoustic or baseline_semantic of the paper"}
+    )
+    condition_attention: str | None = field(
+        default=None, metadata={"help": "of a new AcousticGPT: bidirectional (as released) or causal (paper)"}
+    )
+    text_loss_weight: float | None = field(default=None, metadata={"help": "of text answers"})
+    semantic_loss_weight: float | None = field(default=None, metadata={"help": "lambda; 0 is the paper's ablation"})
+    acoustic_loss_weight: float | None = field(default=None, metadata={"help": "xi"})
+    coc_probabilities: list[float] | None = field(
+        default=None, metadata={"help": "Chain-of-Condition: prompt, answer, both; 0 0 1 is the paper's ablation"}
+    )
+    official_parity: bool = field(
+        default=False, metadata={"help": "as the released code, see `DualSpeechConfig.official_parity`"}
+    )
     lora_r: int = field(default=0, metadata={"help": "rank of LoRA; 0 trains everything (the paper uses 16)"})
+    lora_alpha: int | None = field(default=None, metadata={"help": "twice the rank by default"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout of LoRA"})
+    dtype: str = field(default="float32", metadata={"help": "of the weights that are loaded"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
 
 
-@dataclass
-class DataArguments:
-    train_file: str | None = field(default=None, metadata={"help": "JSON Lines of processor arguments"})
-    eval_file: str | None = field(default=None, metadata={"help": "the same, for evaluation"})
-    task_weights: str = field(default=TASK_WEIGHTS, metadata={"help": "task=weight, comma-separated"})
-    max_length: int = field(default=1999, metadata={"help": "longest accepted row in ids; longer ones are errors"})
-    resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
-    tiny_rows: int = field(default=64, metadata={"help": "rows of generated training data without `train_file`"})
-
-
-class DualSpeechTrainer(LossPartsMixin, Trainer):
-    """The Trainer, with text, semantic and acoustic loss in its logs."""
-
-
-def load(arguments: ModelArguments, seed: int):
-    """Model and processor, fitting each other."""
-    if arguments.checkpoint is None and arguments.text_model is None:
-        processor = tiny_processor()
-        model = tiny_model(processor.tokenizer, seed=seed)
-    else:
+def load(arguments: ModelArguments, seed: int) -> tuple[DualSpeechForConditionalGeneration, DualSpeechProcessor, Any]:
+    """Model, processor, and the audio tokenizer of a variant that reads codes of the codec."""
+    variant = get_variant(arguments.variant)
+    parity = arguments.official_parity
+    attention = "bidirectional" if parity else arguments.condition_attention or "bidirectional"
+    audio_tokenizer = arguments.audio_tokenizer and AutoModel.from_pretrained(arguments.audio_tokenizer)
+    if arguments.processor is not None or arguments.checkpoint is not None:
         processor = AutoProcessor.from_pretrained(arguments.processor or arguments.checkpoint)
-        if arguments.checkpoint is not None:
-            model = AutoModelForMultimodalLM.from_pretrained(arguments.checkpoint)
+    elif arguments.text_model is not None:
+        processor = variant_processor(variant, AutoTokenizer.from_pretrained(arguments.text_model), audio_tokenizer)
+    else:
+        audio_tokenizer = tiny_audio_tokenizer(semantic=variant.semantic)
+        processor = variant_processor(variant, tiny_tokenizer(None), audio_tokenizer)
+    loading = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
+    if arguments.checkpoint is not None:
+        model = AutoModelForMultimodalLM.from_pretrained(arguments.checkpoint, **loading)
+        if arguments.condition_attention not in (None, model.config.acoustic_config.condition_attention):
+            raise ValueError("`condition_attention` is not that of the checkpoint, whose weights depend on it")
+    else:
+        fields = variant_fields(variant, processor, attention)
+        if arguments.text_model is None:
+            model = tiny_model(processor.tokenizer, seed=seed, **fields)
         else:
-            model = DualSpeechForConditionalGeneration.from_text_model(
-                arguments.text_model,
-                processor.tokenizer,
-                semantic_codebook_size=processor.semantic_codebook_size,
-                speaker_embedding_size=processor.speaker_embedding_size,
-                acoustic_config={
-                    "codebook_size": processor.acoustic_codebook_size,
-                    "num_codebooks": processor.num_acoustic_codebooks,
-                },
-            )
+            text_model = AutoModelForCausalLM.from_pretrained(arguments.text_model, **loading)
+            model = DualSpeechForConditionalGeneration.from_text_model(text_model, processor.tokenizer, **fields)
     processor.check_model(model)
+    for name in ("text_loss_weight", "semantic_loss_weight", "acoustic_loss_weight", "coc_probabilities"):
+        if getattr(arguments, name) is not None:
+            setattr(model.config, name, getattr(arguments, name))
+    model.config.update(parity_fields() if parity else {})
+    model.config.validate()
     if arguments.lora_r > 0:
         from peft import get_peft_model
 
-        model = get_peft_model(
-            model, dualspeech_lora_config(model, r=arguments.lora_r, lora_alpha=2 * arguments.lora_r)
-        )
-    return model, processor
+        alpha = arguments.lora_alpha or 2 * arguments.lora_r
+        config = dualspeech_lora_config(model, arguments.lora_r, alpha, arguments.lora_dropout)
+        model = get_peft_model(model, config)
+    return model, processor, audio_tokenizer if variant.semantic == "codec" else None
 
 
-def read_rows(path: str | None, count: int, seed: int) -> list[dict]:
-    """Rows of a JSON Lines file, or `count` generated ones."""
-    if path is None:
-        return tiny_rows(count, seed)
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+def encode(rows: list[dict], processor, resample: bool = False, codec=None) -> list[dict]:
+    """Examples of raw rows, all recordings in one batch; with `codec`, its codes are what is read and written."""
+    if codec is not None:
+        rows = with_codec_codes(rows, codec, processor.feature_extractor, resample)
+    names = ("task", "audio", "text", "question", "source_language", "target_language", "speaker", "targets")
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return processor.build_examples(**columns, resample=resample)
 
 
-def tokenize(rows: list[dict], processor, arguments: DataArguments) -> list[dict]:
-    """The rows as ids, labels and codes; an error names the row."""
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            example = processor.build_example(**row, resample=arguments.resample, max_length=arguments.max_length)
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from error
-        examples.append(example)
-    return examples
-
-
-def mix(examples: list[dict], weights: str, seed: int) -> Dataset:
+def mix(data: Dataset, weights: str, seed: int) -> Dataset:
     """Tasks drawn by weight until each has been seen completely."""
-    table = {name: float(weight) for name, _, weight in (entry.partition("=") for entry in weights.split(","))}
-    by_task = defaultdict(list)
-    for example in examples:
-        by_task[TASK_NAMES[example["task_type_ids"]]].append(example)
-    if unknown := sorted(set(table) - set(TASK_IDS)):
-        raise ValueError(f"`task_weights` has unknown tasks {unknown}; accepted are {sorted(TASK_IDS)}")
-    if missing := sorted(set(by_task) - set(table)):
-        raise ValueError(f"`task_weights` has no weight for {missing}, which the data hold")
-    total = sum(table[name] for name in by_task)
-    return interleave_datasets(
-        [Dataset.from_list(rows) for rows in by_task.values()],
-        probabilities=[table[name] / total for name in by_task],
-        seed=seed,
-        stopping_strategy="all_exhausted",
-    )
+    table = parse_weights(weights)
+    if unknown := sorted(set(table) - set(TASKS)):
+        raise ValueError(f"`weights` has unknown tasks {unknown}; accepted are {sorted(TASKS)}")
+    return mix_datasets(split_by(data, "task_type_ids", TASK_NAMES), table, seed)
+
+
+def load_data(arguments: DataArguments, training: TrainingArguments, model, processor, codec) -> tuple[Any, Any]:
+    """Mixed (and packed) training data, and evaluation data by task (`None`: there are none)."""
+    encoder = partial(encode, processor=processor, resample=arguments.resample, codec=codec)
+
+    def read(text: str) -> Dataset:
+        sources = parse_sources(text).items()
+        return join({name: load_source(path, encoder, "task") for name, path in sources}, training.seed)
+
+    if arguments.train_data is None:
+        train, held_out = (
+            encode_rows(tiny_rows(count, seed), encoder)
+            for count, seed in ((arguments.tiny_rows, training.seed), (16, training.seed + 1))
+        )
+    else:
+        train, held_out = read(arguments.train_data), arguments.eval_data and read(arguments.eval_data)
+    for data in (train, held_out):
+        if data is not None:
+            check_dualspeech_examples(data, model.config, arguments.context_length)
+    if held_out is None:
+        without_evaluation(training)
+    by_task = held_out and split_by(held_out, "task_type_ids", TASK_NAMES)
+    return packed(mix(train, arguments.weights, training.seed), arguments, training), by_task
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    parser.set_defaults(
-        eval_strategy="steps",
-        eval_steps=20,
-        logging_steps=10,
-        max_steps=60,
-        per_device_train_batch_size=8,
-        learning_rate=3e-3,
-        report_to="none",
-        prediction_loss_only=True,  # logits of whole batches are large and nobody reads them
-        remove_unused_columns=False,  # the collator takes what the model needs, also behind a PEFT wrapper
-        label_names=["labels"],
+    model_arguments, data_arguments, training, recipe = parse_arguments(
+        "train_dualspeech",
+        (ModelArguments, DataArguments, TrainingArguments),
+        arguments,
+        defaults={
+            "weights": TASK_WEIGHTS,
+            "context_length": 1999,
+            "eval_strategy": "steps",
+            "eval_on_start": True,
+            "eval_steps": 20,
+            "logging_steps": 10,
+            "max_steps": 60,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "report_to": "none",
+            "prediction_loss_only": True,  # logits of whole batches are large and nobody reads them
+            "remove_unused_columns": False,  # the collator takes what the model needs, also behind a PEFT wrapper
+            "label_names": ["labels"],
+        },
+        tiny={
+            "text_model": None,
+            "bf16": False,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "warmup_steps": 3,
+            "logging_steps": 5,
+            "eval_steps": 20,
+            "context_length": 256,
+            "tiny_rows": 32,
+        },
     )
-    model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(arguments)
-    seed = training_arguments.seed
-    set_seed(seed)
-    model, processor = load(model_arguments, seed)
-    train_rows = read_rows(data_arguments.train_file, data_arguments.tiny_rows, seed)
-    eval_rows = read_rows(data_arguments.eval_file, 16, seed + 1)
-    train_data = mix(tokenize(train_rows, processor, data_arguments), data_arguments.task_weights, seed)
-    eval_data = tokenize(eval_rows, processor, data_arguments)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(
-        f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters train on {len(train_data)} rows"
-    )
-
-    trainer = DualSpeechTrainer(
+    set_seed(training.seed)
+    model, processor, codec = load(model_arguments, training.seed)
+    train_data, eval_data = load_data(data_arguments, training, model, processor, codec)
+    flattens = "flash" in (model_arguments.attn_implementation or "")
+    trainer = SpeechTrainer(
         model=model,
-        args=training_arguments,
+        args=training,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=DualSpeechDataCollator(processor),
+        data_collator=DualSpeechDataCollator(processor, flatten_packs=flattens, model=model.config),
     )
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
-    metrics = trainer.evaluate()
-    trainer.save_model()
-    processor.save_pretrained(training_arguments.output_dir)
-    print(f"evaluation loss {before:.3f} -> {metrics['eval_loss']:.3f}")
-    return {"before": before, **metrics}
+    return run(trainer, recipe, processor)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Training of the USTokenizer: batches, logged loss parts, the example script."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from dualspeech import UsTokenizerForUnderstanding, UsTokenizerForUnderstandingConfig
 from dualspeech.training.data_collator_us_tokenizer import PROMPTS, UsTokenizerCollator
 from dualspeech.training.loss_parts import LossPartsMixin
+from tests.examples.running import load_example
 from tests.modeling.us_tokenizer_cases import recorded_tokenizer, spread_codebook, tiny_config, tiny_text_model
 
 ROOT = Path(__file__).parents[2]
@@ -233,22 +233,21 @@ def test_two_processes_log_joint_parts_and_keep_one_codebook(tmp_path):
 
 
 @pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    spec = importlib.util.spec_from_file_location("train_us_tokenizer", ROOT / "examples" / "train_us_tokenizer.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_us_tokenizer", module)
-    spec.loader.exec_module(module)
-    return module
+def example():
+    return load_example("train_us_tokenizer")
 
 
 def test_example_runs_and_its_loss_falls(example, monkeypatch, tmp_path, capsys):
     make = example.tiny_text_model
-    monkeypatch.setattr(example, "tiny_text_model", lambda tokenizer, rows: make(tokenizer, rows, steps=2))
+    monkeypatch.setattr(example, "tiny_text_model", lambda tokenizer, rows, steps: make(tokenizer, rows, steps=2))
     arguments = f"--output_dir {tmp_path} --max_steps 15 --tiny_rows 24 --logging_steps 5 --eval_steps 15 --use_cpu"
     metrics = example.main(arguments.split())
     assert metrics["eval_loss"] < 0.9 * metrics["before"]
-    assert {"eval_understanding_loss", "eval_reconstruction_loss", "eval_commitment_loss"} <= metrics.keys()
+    assert {
+        "eval_sqa_understanding_loss",
+        "eval_asr_reconstruction_loss",
+        "eval_ser_commitment_loss",
+    } <= metrics.keys()
     assert "evaluation loss" in capsys.readouterr().out
     UsTokenizerForUnderstanding.from_pretrained(tmp_path)
 
