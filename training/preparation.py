@@ -97,9 +97,10 @@ def summary(result: StepResult) -> Iterator[str]:
         if "length" in pq.read_schema(part).names
         for length in pq.read_table(part, columns=["length"])["length"].to_pylist()
     ]
+    ids = f" of {sum(lengths)} ids, at most {max(lengths)}" if lengths else ""
     yield (
-        f"{result.num_rows_in} rows in, {result.num_rows_out} rows out (length {sum(lengths)} in all, "
-        f"at most {max(lengths, default=0)}), {result.num_rejected} rejected: {result.folder}"
+        f"{result.num_rows_in} rows in, {result.num_rows_out} rows out{ids}, {result.num_rejected} rejected: "
+        f"{result.folder}"
     )
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}

@@ -5,7 +5,7 @@
 The USTokenizer trains on spectrograms, which are larger than recordings and quickly made of them: what is stored are the
 recordings, as 16-bit FLAC at its rate. Rows that cannot be used end up in `rejected/` beside the shards, each with a
 reason, and are counted at the end. An interrupted command goes on where it stopped when it is given again.
-`load_rows("rows/train")` is a data set for [`UsTokenizerCollator`].
+What is left are task rows again, without files beside them.
 """
 
 import argparse

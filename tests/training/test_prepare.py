@@ -3,8 +3,11 @@
 import base64
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,13 @@ from dualspeech.training import prepare_dualspeech, prepare_moss_speech, prepare
 from dualspeech.training.data_collator import DualSpeechDataCollator
 from dualspeech.training.data_collator_moss_speech import MossSpeechDataCollator
 from dualspeech.training.data_collator_us_tokenizer import UsTokenizerCollator
-from dualspeech.training.data_steps.runners import new_copy, run_step
+from dualspeech.training.data_steps.runners import map_dataset, new_copy, run_step
 from dualspeech.training.data_steps.shards import load_rejected, load_rows
 from dualspeech.training.data_steps.step import Rejection, apply_step
 from dualspeech.training.data_steps.tokenization import TokenizeChats, TokenizeDocuments, TokenizeTasks
 from dualspeech.training.data_steps.understanding_rows import PrepareUnderstanding
 from dualspeech.training.token_rows import load_token_rows
+from dualspeech.training.validate_rows import validate_rows
 from tests.modeling.moss_codec_cases import recording, tiny_moss_codec
 from tests.modeling.us_tokenizer_cases import recorded_tokenizer
 from tests.processing.moss_processor_cases import tiny_moss_processor
@@ -329,8 +333,8 @@ def test_the_command(checkpoint, clips, tmp_path, capsys, monkeypatch):
     assert prepare_dualspeech.main([*arguments, "--output", "tokens"]) == 0
     printed = capsys.readouterr().out
     tokens, rejected = tokens_of("tokens", tmp_path)
-    total = f"length {sum(tokens['length'])} in all, at most {max(tokens['length'])}"
-    assert f"11 rows in, 8 rows out ({total}), 3 rejected" in printed
+    total = f"of {sum(tokens['length'])} ids, at most {max(tokens['length'])}"
+    assert f"11 rows in, 8 rows out {total}, 3 rejected" in printed
     assert "2 x rows.jsonl:10: `audio`: the file" in printed and "1 x rows.jsonl:9: " in printed
     assert tokens["source"][0] == "rows.jsonl:1" and len(rejected) == 3
     # Only the rows in the file are bad, not the file: it is told after the run.
@@ -339,7 +343,7 @@ def test_the_command(checkpoint, clips, tmp_path, capsys, monkeypatch):
     write_rows(tmp_path / "bad.jsonl", bad)
     arguments[0] = "bad.jsonl"
     assert prepare_dualspeech.main([*arguments, "--output", "none"]) == 1
-    assert "2 rows in, 0 rows out (length 0 in all, at most 0), 2 rejected" in capsys.readouterr().out
+    assert "2 rows in, 0 rows out, 2 rejected" in capsys.readouterr().out
 
     write_rows(tmp_path / "schema.jsonl", [good[0], {**good[0], "speeker": "x"}])
     arguments[0] = "schema.jsonl"
@@ -385,7 +389,9 @@ def test_token_rows_that_do_not_belong_together(checkpoint, clips, tmp_path):
         tmp_path / "us",
         progress=False,
     )
-    with pytest.raises(ValueError, match=r"holds no token rows: it lacks \['input_ids', 'labels'\]"):
+    with pytest.raises(
+        ValueError, match=r"holds no token rows: it lacks \['input_ids', 'labels', 'length', 'source'\]"
+    ):
         load_token_rows(tmp_path / "us", cache)
     run_step(TokenizeTasks(checkpoint, device="cpu"), [], tmp_path / "none", progress=False)
     with pytest.raises(ValueError, match=r"has no rows"):
@@ -410,12 +416,15 @@ def test_rows_for_the_us_tokenizer(clips, tmp_path, capsys):
     assert prepare_us_tokenizer.main(arguments) == 0
     assert "5 rows in, 2 rows out" in capsys.readouterr().out
     made, rejected = (load(tmp_path / "rows", str(tmp_path / "cache")) for load in (load_rows, load_rejected))
-    assert made["text"][:] == ["a red house", "She."] and made["question"][:] == [None, "Who?"]
-    assert made["length"][:] == [3200, 4800] and made["source"][:] == [f"{path}:1", f"{path}:2"]
+    assert made["targets"][:] == ["a red house", "She."] and made["question"][:] == [None, "Who?"]
+    assert made["id"][:] == ["first", None] and made["source"][:] == [f"{path}:1", f"{path}:2"]
+    assert not validate_rows(made, "task", check_audio=True)
     samples, rate = soundfile.read(io.BytesIO(made[1]["audio"]["bytes"]))
     assert rate == 16000 and len(samples) == 4800 and abs(np.abs(samples).max() - 0.3) < 0.01
     assert [row["reason"][:20] for row in rejected][:2] == ["`audio` must be a re", "`task` is 'tts'; the"]
-    batch = UsTokenizerCollator(us_tokenizer_config(), recorded_tokenizer())(list(made))
+    batch = UsTokenizerCollator(us_tokenizer_config(), recorded_tokenizer())(
+        [{**row, "text": row["targets"]} for row in made]
+    )
     assert batch["num_samples"].tolist() == [3200, 4800] and torch.isfinite(batch["input_features"]).all()
     step = PrepareUnderstanding(max_seconds=0.1)
     row = {"task": "asr", "audio": (tone(0.2), 16000), "targets": "a"}
@@ -426,3 +435,32 @@ def test_rows_for_the_us_tokenizer(clips, tmp_path, capsys):
     ):
         (outcome,) = apply_step(step, [{**row, **change}])
         assert reason in outcome.reason
+
+
+@pytest.mark.slow
+def test_the_command_with_workers(checkpoint, clips, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", task_rows(clips, tmp_path) * 2 + [row for row, _ in bad_rows(clips)])
+    arguments = [
+        path,
+        "--processor",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--shard-size",
+        "8",
+        "--batch-size",
+        "4",
+        "--quiet",
+    ]
+    assert prepare_dualspeech.main([*arguments, "--output", str(tmp_path / "alone")]) == 0
+    command = [sys.executable, "-m", "dualspeech.training.prepare_dualspeech", *arguments, "--num-workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--output", str(tmp_path / "workers")], check=True, env=environment)
+    alone, workers = (tokens_of(tmp_path / name, tmp_path) for name in ("alone", "workers"))
+    assert alone[1].to_list() == workers[1].to_list()
+    for one, other in zip(alone[0], workers[0], strict=True):
+        close(one, other)
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()[:4] if "bytes" not in line]
+    dataset = Dataset.from_list([{**row, "audio": str(tmp_path / row["audio"])} for row in rows[:1]])
+    mapped, rejected = map_dataset(TokenizeTasks(checkpoint, device="cpu"), dataset)
+    assert len(rejected) == 0 and mapped[0]["input_ids"] == alone[0][0]["input_ids"]

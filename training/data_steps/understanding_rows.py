@@ -14,9 +14,8 @@ from .step import Outcome, Rejection, Row, Step
 @dataclass
 class PrepareUnderstanding(Step):
     """
-    Task rows that answer a recording with text to rows that [`UsTokenizerCollator`] takes as they are: `audio`
-    (`{"bytes": ...}`, FLAC of 16 bits), `task`, `question` (`None` where there is none), `text` (the answer), `source`,
-    and `length`, the number of samples.
+    Task rows that answer a recording with text, for the training of the USTokenizer: the same rows, with `audio` as bytes
+    (16-bit FLAC at its rate) and `targets` as text.
 
     Args:
         resample: convert recordings of other rates instead of rejecting them.
@@ -57,14 +56,7 @@ class PrepareUnderstanding(Step):
         samples, rate = load_audio(row["audio"], self.sampling_rate, resample=self.resample)
         if len(samples) > self.max_seconds * rate:
             raise ValueError(f"`audio` is {len(samples) / rate:.3f} s long; accepted are up to {self.max_seconds} s")
-        return {
-            "audio": store_recording(samples, rate, None, ""),
-            "task": task,
-            "question": row.get("question"),
-            "text": text,
-            "source": row.get("source") or row.get("id"),
-            "length": len(samples),
-        }
+        return {**row, "audio": store_recording(samples, rate, None, ""), "targets": text}
 
 
 __all__ = ["PrepareUnderstanding"]
