@@ -131,6 +131,7 @@ def test_lookahead_is_the_reach_to_the_right(geometry):
     assert stream._given <= changed < stream._given + 2 * hop
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_minute_in_single_precision():
     """Rounding does not add up along the utterance."""

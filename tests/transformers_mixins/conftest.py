@@ -1,4 +1,4 @@
-"""Marks of the mixins; distributed tests are slow; the tables that the mixins look our classes up in."""
+"""Marks of the mixins; distributed and long tests are slow; the tables that the mixins look our classes up in."""
 
 import pytest
 
@@ -10,6 +10,8 @@ MARKS = (
     "accelerate_tests all_flash_attn_test bitsandbytes flash_attn_3_test flash_attn_4_test flash_attn_test generate "
     "is_expert_parallel_test is_fsdp_test is_tensor_parallel_test is_training_test torch_compile_test torch_export_test"
 )
+# Test class -> tests that load a model of many parts a dozen times.
+SLOW = {"MossSpeechCodecModelTest": ("test_bc_torch_dtype",)}
 DISTRIBUTED = ("test_fsdp2_", "test_hsdp_", "test_tp_forward", "test_tp_backward", "test_tp_generation")
 
 
@@ -19,7 +21,7 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    if item.name.startswith(DISTRIBUTED):
+    if item.name.startswith((*DISTRIBUTED, *SLOW.get(getattr(item.cls, "__name__", None), ()))):
         item.add_marker(pytest.mark.slow)
 
 
