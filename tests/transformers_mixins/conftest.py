@@ -10,8 +10,8 @@ MARKS = (
     "accelerate_tests all_flash_attn_test bitsandbytes flash_attn_3_test flash_attn_4_test flash_attn_test generate "
     "is_expert_parallel_test is_fsdp_test is_tensor_parallel_test is_training_test torch_compile_test torch_export_test"
 )
-# Test class -> tests that load a model of many parts a dozen times.
-SLOW = {"MossSpeechCodecModelTest": ("test_bc_torch_dtype",)}
+# The first loads a model 14 times and compares each parameter of each as a test of its own.
+LONG = ("test_bc_torch_dtype", "test_training_overfit")
 DISTRIBUTED = ("test_fsdp2_", "test_hsdp_", "test_tp_forward", "test_tp_backward", "test_tp_generation")
 
 
@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    if item.name.startswith((*DISTRIBUTED, *SLOW.get(getattr(item.cls, "__name__", None), ()))):
+    if item.name.startswith((*DISTRIBUTED, *LONG)):
         item.add_marker(pytest.mark.slow)
 
 

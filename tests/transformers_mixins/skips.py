@@ -16,6 +16,13 @@ _BOOL_MASKS = {"test_model_outputs_equivalence": "the test subtracts outputs, an
 _ENCODE_ONLY = {"test_capture_outputs_decorator": "forward is encode, which takes no output flags"}
 _TEXT_MODEL = "the configuration also describes the text model, which is attached and no part of this class"
 
+# Tests that not every accepted release of transformers has.
+_NEWER = {"test_bc_cache_name_forward"}  # 5.24
+_BOTH_NAMES = {
+    "test_bc_cache_name_forward": "asks for a warning; `past_key_values`, the name up to 5.23, is as good here (see "
+    "tests/modeling/test_cache_naming.py)"
+}
+
 _NO_TASK = "calls the processor without a task, which every row of ours has"
 
 _WHISPER_VQ = (
@@ -32,11 +39,13 @@ _WHISPER_VQ = (
 _ONE_MODALITY = "gives text and audio for one turn, which is wholly one of them here"
 
 SKIPS = {
-    "AcousticGPTModelTest": {
+    "AcousticGPTModelTest": _BOTH_NAMES
+    | {
         "test_causal_lm_loss_honors_shift_labels": "labels are the targets of the logits at their place: never shifted",
         "test_model_main_input_name": "the condition comes first in the signature, the ids are what Trainer counts",
     },
-    "DualSpeechModelTest": {
+    "DualSpeechModelTest": _BOTH_NAMES
+    | {
         "test_correct_missing_keys": "reads the configuration of the language model as that of the whole",
         "test_model_rope_scaling_from_config*": "the outputs have no `last_hidden_state`",
         "test_tied_weights_keys": "ties by the text configuration; the acoustic head has a switch of its own",
@@ -119,7 +128,7 @@ def with_skips(cls: type) -> type:
         names = [
             name for name in dir(cls) if name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
         ]
-        assert names, f"{cls.__name__} has no test {pattern}"
+        assert names or pattern in _NEWER, f"{cls.__name__} has no test {pattern}"
         for name in names:
             setattr(cls, name, unittest.skip(reason)(lambda self: None))
     return cls
