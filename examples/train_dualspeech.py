@@ -94,6 +94,8 @@ def load(arguments: ModelArguments, seed: int) -> tuple[DualSpeechForConditional
     attention = "bidirectional" if parity else arguments.condition_attention or "bidirectional"
     audio_tokenizer = arguments.audio_tokenizer and AutoModel.from_pretrained(arguments.audio_tokenizer)
     if arguments.processor is not None or arguments.checkpoint is not None:
+        if audio_tokenizer is not None and variant.semantic != "codec":
+            raise ValueError("`audio_tokenizer` is for a new processor; that of the checkpoint has its own")
         processor = AutoProcessor.from_pretrained(arguments.processor or arguments.checkpoint)
     elif arguments.text_model is not None:
         processor = variant_processor(variant, AutoTokenizer.from_pretrained(arguments.text_model), audio_tokenizer)

@@ -88,21 +88,23 @@ class FreezingArguments:
 
 def load(arguments: ModelArguments, seed: int) -> tuple[SplitLayerQwen3ForCausalLM, MossSpeechProcessor]:
     """Model and processor, fitting each other."""
-    loading = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     tokenizer = None
     if arguments.checkpoint is not None:
-        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, **loading)
+        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
     elif arguments.text_model is not None:
         tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
         model = SplitLayerQwen3ForCausalLM.from_text_model(
-            AutoModelForCausalLM.from_pretrained(arguments.text_model, **loading),
+            arguments.text_model,
             arguments.num_modality_layers,
             arguments.audio_vocab_size,
             arguments.vocab_size,
+            arguments.dtype,
         )
     else:
         layers = min(arguments.num_modality_layers, 1)
         model = tiny_moss_model(tiny_moss_tokenizer(), seed, num_modality_layers=layers)
+    if arguments.attn_implementation is not None:
+        model.set_attn_implementation(arguments.attn_implementation)
     for name in ("text_loss_weight", "audio_loss_weight"):
         if getattr(arguments, name) is not None:
             setattr(model.config, name, getattr(arguments, name))

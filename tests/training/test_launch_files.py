@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_files_say_how_to_use_them(name):
 @pytest.mark.parametrize(
     ("name", "kind", "processes"),
     [
-        ("cpu.yaml", "MULTI_CPU", 2),
+        ("cpu.yaml", "MULTI_GPU", 2),
         ("multi_gpu.yaml", "MULTI_GPU", 4),
         ("fsdp2.yaml", "FSDP", 8),
         ("zero2.yaml", "DEEPSPEED", 4),
@@ -119,6 +121,19 @@ def test_deepspeed_values_are_those_of_the_script(name, stage, monkeypatch, tmp_
         assert "optimizer" not in filled and "scheduler" not in filled
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+@pytest.mark.slow
+def test_processes_on_the_cpu_train_together(tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--config_file", "training/launch/cpu.yaml", "--num_processes", "2"]
+    script = ["examples/train_moss_speech.py", "--recipe", "moss_stage2_layerwise", "--tiny", "--use_cpu"]
+    options = ["--output_dir", str(tmp_path), "--max_steps", "10", "--save_strategy", "no", "--disable_tqdm", "true"]
+    run = subprocess.run(
+        [sys.executable, *command, *script, *options], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True
+    )
+    assert "global batch: 2 = 1 per device x 2 processes x 1 accumulated" in run.stdout
+    assert run.stdout.count("recipe: moss_stage2_layerwise (tiny)") == run.stdout.count("evaluation loss") == 1
+    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "processor_config.json").is_file()
 
 
 def test_paths_hold_in_the_root_of_the_repository():
