@@ -10,6 +10,7 @@ import pytest
 
 from dualspeech.training.data_steps.interleaving import (
     ChunkAndInterleave,
+    FilterByScore,
     TextDocuments,
     UnsupervisedDocuments,
     cut_times,
@@ -191,3 +192,6 @@ def test_text_documents():
     made, rejected = apply_step(nested, [{"text": "a", "metadata": {"quality": 1}}, {"text": "a", "metadata": None}])
     assert made[0]["metadata"] == {"quality": 1} and "must be a number" in rejected.reason
     assert len(apply_step(TextDocuments(min_score=None), rows[:4])[3]) == 1
+    kept = apply_step(FilterByScore(), rows)
+    assert [outcome[0] for outcome in kept[:2]] == rows[:2] and kept[2:5] == outcomes[2:5]
+    assert kept[5] == [rows[5]]  # the text is not its business

@@ -192,37 +192,56 @@ class UnsupervisedDocuments(Step):
 
 
 @dataclass
-class TextDocuments(Step):
+class FilterByScore(Step):
+    """
+    Rejects rows whose quality is too low.
+
+    Args:
+        min_score (`float`, *optional*, defaults to 3.0): lower scores are rejected; `None` takes all rows.
+        score_key (`str`, *optional*, defaults to `"score"`): name of the score in a row; a name with dots is looked up
+            in nested mappings (`"metadata.score"`).
+    """
+
+    name = "filter_by_score"
+    min_score: float | None = 3.0
+    score_key: str = "score"
+
+    def process(self, rows: Sequence[Row]) -> list[Outcome]:
+        return [self._judge(row) or [row] for row in rows]
+
+    def _judge(self, row: Row) -> Rejection | None:
+        if self.min_score is None:
+            return None
+        score: Any = row
+        for name in self.score_key.split("."):
+            score = score.get(name) if isinstance(score, Mapping) else None
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
+            return Rejection(f"the score `{self.score_key}` must be a number, got {score!r}")
+        if not score >= self.min_score:
+            return Rejection(f"the score `{self.score_key}` is {score}; `min_score` is {self.min_score}")
+        return None
+
+
+@dataclass
+class TextDocuments(FilterByScore):
     """
     A text becomes a document of text alone, if its quality is high enough: what keeps the knowledge of the text model
     in the second stage (section 3.1.2: FineWeb-Edu and Chinese FineWeb-Edu V2.1 with scores of at least 3).
 
     Args:
-        min_score (`float`, *optional*, defaults to 3.0): lower scores are rejected; `None` takes all texts.
-        score_key (`str`, *optional*, defaults to `"score"`): name of the score in a row; a name with dots is looked up
-            in nested mappings (`"metadata.score"`).
+        min_score, score_key: see [`FilterByScore`].
         text_key (`str`, *optional*, defaults to `"text"`): name of the text in a row.
     """
 
     name = "text_documents"
-    min_score: float | None = 3.0
-    score_key: str = "score"
     text_key: str = "text"
 
     def process(self, rows: Sequence[Row]) -> list[Outcome]:
-        return [self._document(row) for row in rows]
-
-    def _document(self, row: Row) -> Outcome:
-        text = text_of(row, self.text_key)
-        if self.min_score is not None:
-            score: Any = row
-            for name in self.score_key.split("."):
-                score = score.get(name) if isinstance(score, Mapping) else None
-            if isinstance(score, bool) or not isinstance(score, (int, float)):
-                return Rejection(f"the score `{self.score_key}` must be a number, got {score!r}")
-            if not score >= self.min_score:
-                return Rejection(f"the score `{self.score_key}` is {score}; `min_score` is {self.min_score}")
-        return [document_row(row, [text_content(text)])]
+        texts = [text_of(row, self.text_key) for row in rows]
+        return [
+            self._judge(row) or [document_row(row, [text_content(text)])]
+            for row, text in zip(rows, texts, strict=True)
+        ]
 
 
 def document_row(row: Row, chunks: list[dict[str, Any]]) -> Row:
@@ -233,6 +252,7 @@ def document_row(row: Row, chunks: list[dict[str, Any]]) -> Row:
 
 __all__ = [
     "ChunkAndInterleave",
+    "FilterByScore",
     "TextDocuments",
     "UnsupervisedDocuments",
     "checked_words",
