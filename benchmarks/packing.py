@@ -32,9 +32,7 @@ def draw_lengths(count: int, context: int, seed: int = 0) -> np.ndarray:
 def batches_of(way: str, examples: list[dict], batch: int, context: int) -> list[dict[str, torch.Tensor]]:
     if way == "packed":
         packs = PackedDataset(examples, context)
-        padded = np.mean(
-            [part["input_ids"][..., :1].numel() for part in batches_of("padded", examples, batch, context)]
-        )
+        padded = np.mean([part["labels"].numel() for part in batches_of("padded", examples, batch, context)])
         size = max(round(float(padded) / context), 1)
         return [pack([packs[i] for i in range(at, min(at + size, len(packs)))]) for at in range(0, len(packs), size)]
     lengths = [len(example["input_ids"]) for example in examples]
@@ -75,7 +73,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--width", type=int, default=256, help="a multiple of 128")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the processor, for a machine that is busy")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -23,8 +23,8 @@ _FOR_RESUMING = (
 class PushToHubCallback(TrainerCallback):
     """
     Publishes each checkpoint that the Trainer saves in one commit: weights, processor, code and card, without the states
-    of optimizer and random numbers. It pushes what was written to disk, so it works with every way of sharding. A push
-    that fails (no network) is reported with a warning, and training goes on; the next checkpoint is pushed again.
+    of optimizer and random numbers. It pushes the whole weights that the Trainer wrote to disk. What cannot be pushed (no
+    network, weights saved in shards) is reported with a warning, and training goes on.
 
     Args:
         repo_id: the repository, created if it does not exist.
@@ -56,6 +56,13 @@ class PushToHubCallback(TrainerCallback):
             shutil.copytree(checkpoint, staging, ignore=shutil.ignore_patterns(*_FOR_RESUMING), copy_function=os.link)
             if self.processor is not None:
                 self.processor.save_pretrained(staging)
+            if not any(staging.glob("*.safetensors")):
+                warnings.warn(
+                    f"step {state.global_step} was not pushed to {self.repo_id}: the checkpoint has no safetensors (its "
+                    "weights are sharded); let FSDP or ZeRO save whole weights",
+                    stacklevel=2,
+                )
+                return
             kwargs = {"commit_message": f"Checkpoint of step {state.global_step}", **self.push_kwargs}
             if not (staging / "config.json").exists():  # an adapter, which comes with the code of its base
                 kwargs["bundle_code"] = False

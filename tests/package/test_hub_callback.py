@@ -58,6 +58,9 @@ def test_a_failing_push_ends_nothing(tmp_path, monkeypatch):
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
     with pytest.warns(UserWarning, match="step 1 was not pushed to user/run: division by zero"):
         PushToHubCallback("user/run").on_save(arguments, Saving, None)
+    (folder / "model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="step 1 was not pushed to user/run: the checkpoint has no safetensors"):
+        PushToHubCallback("user/run").on_save(arguments, Saving, None)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}
     with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
         PushToHubCallback("user/run", every=0)
