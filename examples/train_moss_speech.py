@@ -202,6 +202,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         data_collator=MossSpeechDataCollator(
             processor, flatten_packs="flash" in (model_arguments.attn_implementation or ""), model=model
         ),
+        sides={
+            "understanding_loss": [f"{name}_text_loss" for name in eval_data or ()],
+            "speech_loss": [f"{name}_audio_loss" for name in eval_data or ()],
+        },
         unfreezing=freezing.schedule(model.config.num_shared_layers),
     )
     return run(trainer, recipe, processor)

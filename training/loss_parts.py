@@ -19,9 +19,10 @@ class LossPartsMixin:
 
     **Logged.** Every output of the model that is called `*_loss` (a mean), and those of `logged_outputs`, stand beside the
     loss: in a training entry the mean over all items since the last entry, in an evaluation entry over the whole data
-    set, of all processes. Parts that a batch does not have do not count. In an evaluation they carry its prefix
-    (`eval_commitment_loss`) and are among the metrics that `evaluate` returns (rows that pad the last batches of several
-    processes count there). Without counts, training entries weight micro-batches, and evaluation entries rows, alike.
+    set, of all processes (`eval_loss` itself is the Trainer's: a mean over batches, weighted by rows). Parts that nothing
+    was learnt or measured of are left out. In an evaluation they carry its prefix (`eval_commitment_loss`) and are among
+    the metrics that `evaluate` returns (rows that pad the last batches of several processes count there). Without counts,
+    training entries weight micro-batches, and evaluation entries rows, alike.
     """
 
     logged_outputs: tuple[str, ...] = ("perplexity",)
@@ -100,7 +101,8 @@ class LossPartsMixin:
             torch.distributed.all_gather_object(gathered, parts)
         names = sorted({name for process in gathered for name in process})
         sums = {name: [process[name] for process in gathered if name in process] for name in names}
-        return {name: sum(t for t, _ in pairs) / max(sum(w for _, w in pairs), 1) for name, pairs in sums.items()}
+        totals = {name: tuple(map(sum, zip(*pairs, strict=True))) for name, pairs in sums.items()}
+        return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
 
 
 __all__ = ["LossPartsMixin"]

@@ -71,7 +71,13 @@ def _files_of(path: Path) -> list[Path]:
     if (path / "state.json").is_file():  # what `Dataset.save_to_disk` writes
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return [path / entry["filename"] for entry in state["_data_files"]]
-    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry) in _READERS)
+    files = sorted(
+        entry
+        for entry in path.iterdir()
+        if entry.is_file()
+        and _ending(entry) in _READERS
+        and entry.name != "manifest.json"  # of a stage of preparation
+    )
     endings = sorted({_ending(file) for file in files})
     if len(endings) != 1:
         found = f"files of several kinds ({', '.join(endings)})" if endings else "no rows"

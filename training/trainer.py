@@ -1,7 +1,7 @@
 """The Trainer of the training scripts: exact losses, their parts and the speed in the log, both sides evaluated."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -10,8 +10,6 @@ from transformers.trainer_utils import SaveStrategy
 from ..processing.tasks import TASKS
 from .layerwise_unfreezing import LayerwiseUnfreezingMixin
 from .loss_parts import LossPartsMixin
-
-SPEECH_TASKS = frozenset(task.name for task in TASKS.values() if task.output == "speech")
 
 
 class LogBeforeSaving(TrainerCallback):
@@ -32,20 +30,23 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
       logged ([`LossPartsMixin`]);
     - training entries hold `tokens_per_second`: positions that are no padding, of all processes, evaluation left out;
       `num_input_tokens_seen` counts them too (`include_num_input_tokens_seen`);
-    - with an `eval_dataset` by task, every evaluation also has `eval_understanding_loss` and `eval_speech_loss`, the
-      means over the tasks of either side: `metric_for_best_model` can name one;
+    - with an `eval_dataset` by name, every evaluation also has the means of both sides, `eval_understanding_loss` and
+      `eval_speech_loss`: `metric_for_best_model` can name one;
     - with `unfreezing`, layers have schedules of their own ([`LayerwiseUnfreezingMixin`]).
 
     Args:
-        speech_tasks (collection of `str`, *optional*): names in `eval_dataset` that count as speech output; those of the
-            eight tasks by default. All others are understanding.
+        sides (mapping, *optional*): for each mean (`"speech_loss"`) the metrics that it is taken over, all without the
+            prefix `eval_` (`["tts_loss", "vc_loss"]`); metrics that an evaluation does not have are left out. By default
+            the losses of the tasks with a text and with a speech answer, where `eval_dataset` has tasks of both.
         unfreezing ([`LayerwiseUnfreezing`], *optional*): gradual unfreezing.
         Others: those of `Trainer`.
     """
 
-    def __init__(self, *args, speech_tasks: Collection[str] = SPEECH_TASKS, **kwargs):
-        self.speech_tasks = frozenset(speech_tasks)
+    def __init__(self, *args, sides: Mapping[str, Collection[str]] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if sides is None:
+            sides = task_sides(self.eval_dataset if isinstance(self.eval_dataset, dict) else ())
+        self.sides = {name: tuple(metrics) for name, metrics in sides.items()}
         self.add_callback(LogBeforeSaving())
         self._tokens = torch.zeros((), dtype=torch.long)
         self._clock = None
@@ -62,7 +63,8 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
         if "loss" in logs and self._clock is not None:
             now, tokens = time.perf_counter(), self._tokens.to(self.args.device)[None]
             total = int(self.accelerator.gather(tokens).sum()) // self.get_tp_size()
-            logs["tokens_per_second"] = round(total / max(now - self._clock, 1e-9), 1)
+            if total > 0:
+                logs["tokens_per_second"] = round(total / max(now - self._clock, 1e-9), 1)
             self.state.num_input_tokens_seen += total
             self._tokens, self._clock = torch.zeros((), dtype=torch.long), now
         super().log(logs, *args, **kwargs)
@@ -70,23 +72,29 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         started = time.perf_counter()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        data = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(data, dict):
-            sides = {
-                "understanding": [name for name in data if name not in self.speech_tasks],
-                "speech": [name for name in data if name in self.speech_tasks],
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            found = {
+                f"{metric_key_prefix}_{side}": [
+                    metrics[key] for name in names if (key := f"{metric_key_prefix}_{name}") in metrics
+                ]
+                for side, names in self.sides.items()
             }
-            means = {
-                f"{metric_key_prefix}_{side}_loss": sum(metrics[f"{metric_key_prefix}_{name}_loss"] for name in names)
-                / len(names)
-                for side, names in sides.items()
-                if names
-            }
-            super(LossPartsMixin, self).log(dict(means))
-            metrics.update(means)
+            means = {side: sum(values) / len(values) for side, values in found.items() if values}
+            if means:
+                super(LossPartsMixin, self).log(dict(means))
+                metrics.update(means)
         if self._clock is not None and metric_key_prefix == "eval":
             self._clock += time.perf_counter() - started
         return metrics
+
+
+def task_sides(names: Iterable[str]) -> dict[str, list[str]]:
+    """`sides` of [`SpeechTrainer`] for data sets called as the eight tasks; empty unless both sides are there."""
+    losses = {"text": [], "speech": []}
+    for name in names:
+        if name in TASKS:
+            losses[TASKS[name].output].append(f"{name}_loss")
+    return {"understanding_loss": losses["text"], "speech_loss": losses["speech"]} if all(losses.values()) else {}
 
 
 def count_tokens(inputs) -> torch.Tensor:
@@ -99,4 +107,4 @@ def count_tokens(inputs) -> torch.Tensor:
     return torch.tensor(0 if ids is None else ids.shape[0] * ids.shape[1])
 
 
-__all__ = ["SPEECH_TASKS", "LogBeforeSaving", "SpeechTrainer", "count_tokens"]
+__all__ = ["LogBeforeSaving", "SpeechTrainer", "count_tokens", "task_sides"]

@@ -143,7 +143,7 @@ def test_evaluated_parts_are_means_over_all_targets(tmp_path):
         trainer = SpeechTrainer(model, options, rows.collate, train_dataset=rows, eval_dataset=rows)
         metrics = trainer.evaluate()
         for name in PARTS:
-            assert math.isclose(metrics[f"eval_{name}"], float(whole[name]), rel_tol=1e-5)
+            assert math.isclose(metrics[f"eval_{name}"], whole[name].item(), rel_tol=1e-5)
 
 
 def test_every_checkpoint_has_a_log_entry_in_front(tmp_path):

@@ -59,7 +59,7 @@ class Step(ABC):
 
 def apply_step(step: Step, rows: Sequence[Row]) -> list[Outcome]:
     """
-    `step.process(rows)`; when the batch is refused, row by row, so that a bad row is rejected alone.
+    `step.process(rows)`; a batch that is refused is halved until a bad row is rejected alone.
 
     Raises:
         RuntimeError: the step does not return one outcome per row.
@@ -72,7 +72,8 @@ def apply_step(step: Step, rows: Sequence[Row]) -> list[Outcome]:
     except (ValueError, OSError) as error:
         if len(rows) == 1:
             return [Rejection(str(error) or type(error).__name__)]
-        return [outcome for row in rows for outcome in apply_step(step, [row])]
+        middle = len(rows) // 2
+        return apply_step(step, rows[:middle]) + apply_step(step, rows[middle:])
     if len(outcomes) != len(rows):
         raise RuntimeError(f"step {step.name!r} returned {len(outcomes)} outcomes for {len(rows)} rows")
     return outcomes
