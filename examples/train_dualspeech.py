@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
+from run_callbacks import CallbackArguments, callbacks
 from tiny_dualspeech import tiny_audio_tokenizer, tiny_model, tiny_rows, tiny_tokenizer
 from transformers import (
     AutoModel,
@@ -172,9 +173,9 @@ def load_data(arguments: DataArguments, training: TrainingArguments, model, proc
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_arguments, data_arguments, training, recipe = parse_arguments(
+    model_arguments, data_arguments, extra, training, recipe = parse_arguments(
         "train_dualspeech",
-        (ModelArguments, DataArguments, TrainingArguments),
+        (ModelArguments, DataArguments, CallbackArguments, TrainingArguments),
         arguments,
         defaults={
             "weights": TASK_WEIGHTS,
@@ -213,6 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         train_dataset=train_data,
         eval_dataset=eval_data,
         data_collator=DualSpeechDataCollator(processor, flatten_packs=flattens, model=model.config),
+        callbacks=callbacks(extra, processor),
     )
     return run(trainer, recipe, processor)
 

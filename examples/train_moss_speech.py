@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from run_callbacks import CallbackArguments, callbacks
 from tiny_moss_speech import tiny_moss_model, tiny_moss_processor, tiny_moss_rows, tiny_moss_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, TrainingArguments, set_seed
 
@@ -160,9 +161,9 @@ def load_data(arguments: DataArguments, training: TrainingArguments, model, proc
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_arguments, freezing, data_arguments, training, recipe = parse_arguments(
+    model_arguments, freezing, data_arguments, extra, training, recipe = parse_arguments(
         "train_moss_speech",
-        (ModelArguments, FreezingArguments, DataArguments, TrainingArguments),
+        (ModelArguments, FreezingArguments, DataArguments, CallbackArguments, TrainingArguments),
         arguments,
         defaults={
             "eval_strategy": "steps",
@@ -206,6 +207,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             "understanding_loss": [f"{name}_text_loss" for name in eval_data or ()],
             "speech_loss": [f"{name}_audio_loss" for name in eval_data or ()],
         },
+        callbacks=callbacks(extra, processor),
         unfreezing=freezing.schedule(model.config.num_shared_layers),
     )
     return run(trainer, recipe, processor)

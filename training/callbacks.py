@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import unwrap_peft_model
 
 from ..processing.audio import save_audio
+from ..processing.tasks import TASKS
 
 
 class SamplesCallback(TrainerCallback):
@@ -26,7 +27,8 @@ class SamplesCallback(TrainerCallback):
         processor ([`DualSpeechProcessor`] or [`MossSpeechProcessor`]): makes inputs and results; its audio tokenizer
             makes the sound.
         rows (sequence of mappings): task rows (`task` and its inputs) or chat rows (`messages`, and optionally
-            `output_modality`); answers in them (`targets`, a last turn of the assistant) are not shown to the model.
+            `output_modality`); answers in them (`targets`, a last turn of the assistant) are not shown to the model,
+            but give the voice where no `speaker` is given.
         folder (`str`, *optional*): where to write, instead of the output folder of the run.
         seed: of the sampling.
         plot: draw mel spectrograms.
@@ -110,7 +112,11 @@ class SamplesCallback(TrainerCallback):
 def _inputs(processor: Any, row: Mapping[str, Any]):
     if "messages" not in row:
         ignored = ("targets", "id", "metadata", "source", "length")
-        return processor(**{name: value for name, value in row.items() if name not in ignored and value is not None})
+        inputs = {name: value for name, value in row.items() if name not in ignored and value is not None}
+        targets = row.get("targets")
+        if isinstance(targets, Mapping) and TASKS[row["task"]].output == "speech" and "speaker" not in inputs:
+            inputs["speaker"] = targets.get("speaker_embeds", targets.get("audio"))  # the voice that training takes
+        return processor(**inputs)
     messages = list(row["messages"])
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()

@@ -74,8 +74,12 @@ def test_rows_from_files_and_token_rows(script, tmp_path):
     (tmp_path / "tokens").mkdir()
     tokens.to_parquet(tmp_path / "tokens" / "part-00000.parquet")
     data = {"train_data": tmp_path / "tokens", "eval_data": tmp_path / "tokens", "checkpoint": tmp_path / "out"}
-    metrics = script.main(arguments(tmp_path / "more", max_steps=3, metric_for_best_model="speech_loss", **data))
+    asked = {"sample_rows": tmp_path / "rows.jsonl", "sample_new_tokens": 6}
+    metrics = script.main(
+        arguments(tmp_path / "more", max_steps=3, metric_for_best_model="speech_loss", **data, **asked)
+    )
     assert metrics["eval_loss"] < metrics["before"]
+    assert {path.name for path in (tmp_path / "more").glob("samples-*")} == {"samples-0", "samples-3"}
 
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n" + lines[1].replace('"English"', "null") + "\n")
     with pytest.raises(ValueError, match=r"bad\.jsonl:2: .*source_language"):
