@@ -101,9 +101,10 @@ def test_assisted_decoding_is_the_same_with_and_without(seed, kind):
                 results.append(model.generate(prompt[None], max_new_tokens=20, **sampling, **settings).sequences)
             assert torch.equal(*results)
             continue
+        expected = naive_generate(model, prompt, 20)[0]
         for lazy in (True, False):
             output = model.generate(prompt[None], max_new_tokens=20, lazy_branches=lazy, **settings)
-            same_rows(output, 0, naive_generate(model, prompt, 20)[0], model.config)
+            same_rows(output, 0, expected, model.config)
 
 
 def test_multi_turn_with_one_cache():
