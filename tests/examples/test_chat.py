@@ -194,8 +194,8 @@ def test_ctrl_c_ends_an_answer(script, talk, monkeypatch, tmp_path, after):
     monkeypatch.setattr(MossSpeechStreamingDecoder, "step", interrupted)
     init = script.Chat.__init__
     monkeypatch.setattr(script.Chat, "__init__", lambda self, *args: (init(self, *args), seen.append(self))[0])
-    first, second = talk("--text", "Hello you", "--text", "so", "--stream", "--greedy", "--max-new-tokens", 200)
-    assert first.finish_reason == "cancelled" and first.rows < 200
+    first, second = talk("--text", "Hello you", "--text", "so", "--stream", "--greedy", "--max-new-tokens", 100)
+    assert first.finish_reason == "cancelled" and first.rows < 100
     assert second.finish_reason in ("length", "eos") and len(second.codes) > 0
     written, conversation = tmp_path / "answer-1.wav", seen[0].conversation
     if first.audio is None:
