@@ -217,20 +217,14 @@ def test_dualspeech(tmp_path):
     processor.save_audio(str(voice), tiny.tone_speech(["one", "red"]), 24000)
     backend = DualSpeechBackend(str(tmp_path), default_speaker=str(voice), device="cpu")
     backend.setup()
-    results = []
-    for seed in range(4):
-        backend.seed = seed
+    for backend.seed in range(40):  # noise does not always come to its end
         try:
-            results.append(backend.synthesize("one red house", None))
+            waveform, rate = backend.synthesize("one red house", None)
+            break
         except ValueError as error:
             assert "did not come to its end" in str(error)
-            results.append(None)
-    assert any(results)
-    for seed, result in enumerate(results):
-        if result is not None:
-            assert result[1] == 24000 and np.isfinite(result[0]).all()
-            backend.seed = seed
-            assert np.array_equal(backend.synthesize("one red house", None)[0], result[0])
+    assert rate == 24000 and waveform.dtype == np.float32 and np.isfinite(waveform).all()
+    assert np.array_equal(backend.synthesize("one red house", None)[0], waveform)
 
 
 class Beeps(SpeechBackend):

@@ -1,7 +1,7 @@
 """Steps that make documents for the pre-training of MOSS-Speech (section 3.1 of the paper)."""
 
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,10 +36,11 @@ def cut_times(
     cuts, start = [], 0.0
     while duration - start > max_seconds:
         length = draw.uniform(min_seconds, max_seconds)
-        ahead = [time for time in boundaries if time >= start + min_seconds and time < duration]
-        if not ahead:
+        first = bisect_left(boundaries, start + min_seconds)
+        behind = max(bisect_right(boundaries, start + max_seconds), first + 1)
+        inside = [time for time in boundaries[first:behind] if time < duration]
+        if not inside:
             break
-        inside = [time for time in ahead if time <= start + max_seconds] or ahead[:1]
         roomy = [time for time in inside if duration - time >= min_seconds] or inside
         start = min(roomy, key=lambda time: abs(time - start - length))
         cuts.append(start)
