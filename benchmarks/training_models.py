@@ -52,8 +52,10 @@ def dualspeech(width: int, layers: int) -> DualSpeechForConditionalGeneration:
     return DualSpeechForConditionalGeneration(config).train()
 
 
-def split_layer(width: int, layers: int, branch: int = 4) -> SplitLayerQwen3ForCausalLM:
+def split_layer(width: int, layers: int, branch: int | None = None) -> SplitLayerQwen3ForCausalLM:
+    """`layers` deep; of these `branch` layers (a quarter by default) stand twice."""
     torch.manual_seed(0)
+    branch = max(layers // 4, 1) if branch is None else branch
     fields = backbone(width, layers, TEXT_IDS)
     del fields["num_hidden_layers"], fields["bos_token_id"]
     config = SplitLayerQwen3Config(
