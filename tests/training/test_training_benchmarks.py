@@ -26,11 +26,11 @@ def benchmark(monkeypatch):
 def test_packing(benchmark, capsys):
     module = benchmark("packing")
     results = module.main(
-        ["--width", "128", "--layers", "2", "--context", "64", "--rows", "24", "--batch", "4", "--threads", "1"]
+        ["--width", "128", "--layers", "2", "--context", "64", "--rows", "40", "--batch", "4", "--threads", "1"]
     )
     for ways in results.values():
         assert set(ways) == set(module.WAYS)
-        assert 0 < ways["padded"]["fill"] <= ways["bucketed"]["fill"] + 0.05 < ways["packed"]["fill"] + 0.05 <= 1.05
+        assert 0 < ways["padded"]["fill"] < min(ways["bucketed"]["fill"], ways["packed"]["fill"]) <= 1
         assert all(way["tokens_per_second"] > 0 for way in ways.values())
     assert "split_layer  packed" in capsys.readouterr().out
 
