@@ -12,6 +12,14 @@ import torch
 from tests.examples.running import load_example
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """A shell that starts the tests in the background switches the signal off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def script():
     return load_example("chat")
