@@ -1,5 +1,9 @@
 """Several rows of a batch in one sequence (packing): which position belongs to which row, and back to padded rows."""
 
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
@@ -80,4 +84,88 @@ def unpack_rows(
     return {name: None if tensor is None else unpacked(tensor) for name, tensor in packed.items()}
 
 
-__all__ = ["check_seq_idx", "spread_rows", "unpack_rows"]
+def pack_lengths(lengths: Sequence[int], context_length: int) -> list[list[int]]:
+    """
+    Best-fit decreasing: each example, from the longest to the shortest, goes where the least space is left over.
+
+    Args:
+        lengths: of the examples, at least 1.
+        context_length: length of a pack.
+
+    Returns:
+        Numbers of the examples of each pack. Equal lengths keep their order.
+
+    Raises:
+        ValueError: an example that is empty or longer than `context_length`.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if len(wrong := np.flatnonzero((lengths < 1) | (lengths > context_length))):
+        raise ValueError(
+            f"example {wrong[0]} has length {lengths[wrong[0]]}; accepted are 1 to `context_length` {context_length}, "
+            f"and nothing is cut ({len(wrong)} of {len(lengths)} examples do not fit)"
+        )
+    packs: list[list[int]] = []
+    by_space: dict[int, list[int]] = {}  # space left -> packs
+    spaces: list[int] = []  # the keys of by_space, sorted
+    for example in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[example])
+        place = bisect_left(spaces, length)
+        if place == len(spaces):
+            pack, space = len(packs), context_length
+            packs.append([])
+        else:
+            space = spaces[place]
+            pack = by_space[space].pop()
+            if not by_space[space]:
+                del by_space[space], spaces[place]
+        packs[pack].append(example)
+        if left := space - length:
+            if left not in by_space:
+                by_space[left] = []
+                insort(spaces, left)
+            by_space[left].append(pack)
+    return packs
+
+
+class RowPacking:
+    """
+    The kept positions of padded rows, joined to as few sequences as long as the longest row.
+
+    Args:
+        keep (`torch.BoolTensor` of shape `(rows, length)`): positions that are kept, at least one in each row.
+
+    Attributes:
+        seq_idx (`torch.LongTensor` of shape `(packs, longest)`): row of each position, -1 on padding.
+    """
+
+    def __init__(self, keep: torch.BoolTensor):
+        counts = keep.sum(dim=1).tolist()
+        longest = max(counts)
+        packs = pack_lengths(counts, longest)
+        starts = [0] * len(counts)
+        for number, pack in enumerate(packs):
+            used = number * longest
+            for row in pack:
+                starts[row] = used
+                used += counts[row]
+        places = torch.tensor(starts, device=keep.device)[:, None] + keep.cumsum(dim=1) - 1
+        self.keep = keep
+        self.places = places[keep]
+        self.shape = (len(packs), longest)
+        rows = torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)
+        self.seq_idx = self.pack(rows, fill=-1)
+
+    def pack(self, tensor: torch.Tensor, fill: float = 0) -> torch.Tensor:
+        """`tensor` `(rows, length, ...)` as `(packs, longest, ...)`, `fill` on padding."""
+        flat = tensor.new_full((self.shape[0] * self.shape[1], *tensor.shape[2:]), fill)
+        return flat.index_put((self.places,), tensor[self.keep]).view(*self.shape, *tensor.shape[2:])
+
+    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` `(packs, longest, ...)` as `(rows, length, ...)`, zeros where nothing was kept."""
+        rows = tensor.new_zeros(*self.keep.shape, *tensor.shape[2:])
+        return rows.masked_scatter(
+            self.keep.reshape(*self.keep.shape, *[1] * (tensor.dim() - 2)), tensor.flatten(0, 1)[self.places]
+        )
+
+
+__all__ = ["RowPacking", "check_seq_idx", "pack_lengths", "spread_rows", "unpack_rows"]

@@ -1,6 +1,5 @@
 """Sequence packing: several examples in one sequence of the context length, instead of padding."""
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,51 +8,10 @@ import torch
 from datasets import Dataset as HubDataset
 from torch.utils.data import Dataset
 
+from ..modeling.packed_rows import pack_lengths
+
 IGNORED = -100
 _ROWS_AT_A_TIME = 10_000
-
-
-def pack_lengths(lengths: Sequence[int], context_length: int) -> list[list[int]]:
-    """
-    Best-fit decreasing: each example, from the longest to the shortest, goes where the least space is left over.
-
-    Args:
-        lengths: of the examples, at least 1.
-        context_length: length of a pack.
-
-    Returns:
-        Numbers of the examples of each pack. Equal lengths keep their order.
-
-    Raises:
-        ValueError: an example that is empty or longer than `context_length`.
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if len(wrong := np.flatnonzero((lengths < 1) | (lengths > context_length))):
-        raise ValueError(
-            f"example {wrong[0]} has length {lengths[wrong[0]]}; accepted are 1 to `context_length` {context_length}, "
-            f"and nothing is cut ({len(wrong)} of {len(lengths)} examples do not fit)"
-        )
-    packs: list[list[int]] = []
-    by_space: dict[int, list[int]] = {}  # space left -> packs
-    spaces: list[int] = []  # the keys of by_space, sorted
-    for example in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[example])
-        place = bisect_left(spaces, length)
-        if place == len(spaces):
-            pack, space = len(packs), context_length
-            packs.append([])
-        else:
-            space = spaces[place]
-            pack = by_space[space].pop()
-            if not by_space[space]:
-                del by_space[space], spaces[place]
-        packs[pack].append(example)
-        if left := space - length:
-            if left not in by_space:
-                by_space[left] = []
-                insort(spaces, left)
-            by_space[left].append(pack)
-    return packs
 
 
 class PackedDataset(Dataset):
@@ -165,4 +123,4 @@ def flat_examples(packs: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[
     return [example for pack in packs for example in pack]
 
 
-__all__ = ["PackedDataset", "example_lengths", "flat_examples", "is_packed", "pack_columns", "pack_lengths"]
+__all__ = ["PackedDataset", "example_lengths", "flat_examples", "is_packed", "pack_columns"]

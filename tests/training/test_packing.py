@@ -5,8 +5,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from dualspeech.modeling.packed_rows import check_seq_idx, spread_rows, unpack_rows
-from dualspeech.training.packing import PackedDataset, example_lengths, pack_columns, pack_lengths
+from dualspeech.modeling.packed_rows import RowPacking, check_seq_idx, pack_lengths, spread_rows, unpack_rows
+from dualspeech.training.packing import PackedDataset, example_lengths, pack_columns
 from tests.modeling.dualspeech_cases import tiny_model as tiny_dualspeech
 from tests.modeling.dualspeech_cases import training_batch
 from tests.modeling.split_layer_cases import random_flat
@@ -106,6 +106,19 @@ def test_rows_that_would_see_each_other_are_refused():
     with pytest.raises(ValueError, match="flash_attention_2 keeps packed rows apart in a batch of one only"):
         check_seq_idx(idx.expand(2, 2), places.expand(2, 2), None, None, "flash_attention_2")
     check_seq_idx(idx, places, None, None, "flash_attention_2")
+
+
+def test_row_packing_keeps_what_is_kept():
+    keep = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0]]).bool()
+    packing = RowPacking(keep)
+    assert packing.shape == (3, 4)  # the rows have 3, 1, 4 and 1 positions
+    values = torch.arange(20.0).view(4, 5, 1) + 1
+    packs = packing.pack(values)
+    assert packs[packing.seq_idx >= 0].sum() == values[keep].sum() and packs[packing.seq_idx < 0].sum() == 0
+    for pack, rows in zip(packs[..., 0], packing.seq_idx, strict=True):
+        for row in set(rows.tolist()) - {-1}:
+            assert pack[rows == row].tolist() == values[row, keep[row], 0].tolist()
+    assert torch.equal(packing.unpack(packs), values * keep[..., None])
 
 
 def packed(batch, packs):
