@@ -66,6 +66,8 @@ class DualSpeechConfig(PreTrainedConfig):
             as it does in training. The released inference stops at `</audio>` (`False`).
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear layers.
+        tie_word_embeddings (`bool`):
+            Always that of `text_config`, which decides; tools like PEFT look for it here.
 
     [`DualSpeechConfig.official_parity`] sets everything in which our defaults differ from the released code.
     """
@@ -119,6 +121,7 @@ class DualSpeechConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.projector_hidden_size is None:
             self.projector_hidden_size = self.text_config.hidden_size
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
 
     @classmethod
     def official_parity(cls, **kwargs) -> "DualSpeechConfig":

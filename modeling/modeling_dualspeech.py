@@ -104,6 +104,7 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
     """
 
     output_modalities = ("text", "audio")
+    _tied_weights_keys = {}  # no tables of its own: the parts tie theirs, and PEFT looks for those behind a mapping
     # The loss is a sum of means with different counts: a plain Trainer divides by the accumulation steps itself,
     # `SpeechTrainer` asks for `loss_item_counts`.
     accepts_loss_kwargs = False
