@@ -176,7 +176,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary) / "checkpoint"
         if is_folder:
-            shutil.copytree(model, staging, copy_function=_link)
+            shutil.copytree(model, staging, copy_function=link_or_copy)
         else:
             model.save_pretrained(staging)
         if processor is not None:
@@ -192,7 +192,7 @@ def push_to_hub(
         return api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=commit_message)
 
 
-def _link(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
     """Give a file a second name instead of copying it, where the file system can."""
     try:
         os.link(source, target)
@@ -204,4 +204,4 @@ def _plain(value: str | Sequence[str] | None) -> str | list[str] | None:
     return value if value is None or isinstance(value, str) else list(value)
 
 
-__all__ = ["bundle_remote_code", "create_model_card", "push_to_hub"]
+__all__ = ["bundle_remote_code", "create_model_card", "link_or_copy", "push_to_hub"]

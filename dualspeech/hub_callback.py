@@ -1,6 +1,5 @@
 """A callback that publishes the checkpoints of a training run."""
 
-import os
 import shutil
 import tempfile
 import warnings
@@ -11,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .hub import push_to_hub
+from .hub import link_or_copy, push_to_hub
 
 # What a checkpoint holds for resuming and nobody needs who loads the model.
 _FOR_RESUMING = (
@@ -30,7 +29,7 @@ class PushToHubCallback(TrainerCallback):
         repo_id: the repository, created if it does not exist.
         processor (*optional*): saved beside the model.
         card ([`huggingface_hub.ModelCard`], *optional*): by default one made from the configuration.
-        every: push every n-th checkpoint.
+        every: push every n-th checkpoint of this process.
         push_kwargs: further arguments of [`push_to_hub`]: `private`, `token`, `bundle_code`.
     """
 
@@ -51,25 +50,33 @@ class PushToHubCallback(TrainerCallback):
         if not state.is_world_process_zero or self._saved % self.every:
             return
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        with tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:
+        try:
+            self._push(checkpoint, state.global_step)
+        except Exception as error:  # a run of days must not end because of a push, whatever failed
+            warnings.warn(f"step {state.global_step} was not pushed to {self.repo_id}: {error}", stacklevel=2)
+
+    def _push(self, checkpoint: Path, step: int) -> None:
+        with tempfile.TemporaryDirectory(dir=checkpoint.parent) as temporary:
             staging = Path(temporary) / "checkpoint"
-            shutil.copytree(checkpoint, staging, ignore=shutil.ignore_patterns(*_FOR_RESUMING), copy_function=os.link)
+            shutil.copytree(checkpoint, staging, ignore=shutil.ignore_patterns(*_FOR_RESUMING), copy_function=_copy)
+            if not any(staging.glob("*.safetensors")):
+                raise ValueError(
+                    "the checkpoint has no safetensors (its weights are sharded); let FSDP or ZeRO save whole weights"
+                )
             if self.processor is not None:
                 self.processor.save_pretrained(staging)
-            if not any(staging.glob("*.safetensors")):
-                warnings.warn(
-                    f"step {state.global_step} was not pushed to {self.repo_id}: the checkpoint has no safetensors (its "
-                    "weights are sharded); let FSDP or ZeRO save whole weights",
-                    stacklevel=2,
-                )
-                return
-            kwargs = {"commit_message": f"Checkpoint of step {state.global_step}", **self.push_kwargs}
+            kwargs = {"commit_message": f"Checkpoint of step {step}", **self.push_kwargs}
             if not (staging / "config.json").exists():  # an adapter, which comes with the code of its base
                 kwargs["bundle_code"] = False
-            try:
-                push_to_hub(staging, self.repo_id, card=self.card, **kwargs)
-            except Exception as error:  # a run of days must not end because of a push, whatever failed
-                warnings.warn(f"step {state.global_step} was not pushed to {self.repo_id}: {error}", stacklevel=2)
+            push_to_hub(staging, self.repo_id, card=self.card, **kwargs)
+
+
+def _copy(source: str, target: str) -> None:
+    """Weights get a second name where the file system can; what may be written again is copied."""
+    if source.endswith(".safetensors"):
+        link_or_copy(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 __all__ = ["PushToHubCallback"]

@@ -140,9 +140,11 @@ def encode(rows: list[dict], processor, resample: bool = False, codec=None) -> l
     return processor.build_examples(**columns, resample=resample)
 
 
-def mix(data: Dataset, weights: str, seed: int) -> Dataset:
-    """Tasks drawn by weight until each has been seen completely."""
-    table = parse_weights(weights)
+def mix(data: Dataset, weights: str | None, seed: int, passes: str | None = None) -> Dataset:
+    """Tasks drawn by weight until each has been seen completely, or each as often as `passes` says."""
+    if passes is not None:
+        return join(split_by(data, "task_type_ids", TASK_NAMES), seed, passes=passes)
+    table = parse_weights(weights or TASK_WEIGHTS)
     if unknown := sorted(set(table) - set(TASKS)):
         raise ValueError(f"`weights` has unknown tasks {unknown}; accepted are {sorted(TASKS)}")
     return mix_datasets(split_by(data, "task_type_ids", TASK_NAMES), table, seed)
@@ -169,7 +171,8 @@ def load_data(arguments: DataArguments, training: TrainingArguments, model, proc
     if held_out is None:
         without_evaluation(training)
     by_task = held_out and split_by(held_out, "task_type_ids", TASK_NAMES)
-    return packed(mix(train, arguments.weights, training.seed), arguments, training), by_task
+    mixed = mix(train, arguments.weights, training.seed, arguments.passes)
+    return packed(mixed, arguments, training), by_task
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -178,7 +181,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         (ModelArguments, DataArguments, CallbackArguments, TrainingArguments),
         arguments,
         defaults={
-            "weights": TASK_WEIGHTS,
             "context_length": 1999,
             "eval_strategy": "steps",
             "eval_on_start": True,

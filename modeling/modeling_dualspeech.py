@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers import initialization as init
@@ -319,6 +320,11 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
             counts["acoustic_loss"] = (self._acoustic_targets(acoustic_labels) != -100).sum()
         return counts
 
+    def loss_of_parts(self, parts: Mapping[str, float], counts: Mapping[str, float]) -> float:
+        """`loss` of the means `parts` over `counts` targets, as `forward` makes it; parts without targets are left out."""
+        names = ("text_loss", "semantic_loss", "acoustic_loss")
+        return sum(getattr(self.config, f"{name}_weight") * parts[name] for name in names if counts.get(name))
+
     def _check_acoustic_inputs(self, acoustic_labels, speaker_embeds):
         if self.config.acoustic_config is None:
             raise ValueError("`acoustic_labels` were given, but this model has no acoustic stage (`acoustic_config`)")
@@ -377,7 +383,11 @@ class DualSpeechForConditionalGeneration(DualSpeechPreTrainedModel, DualSpeechGe
 
     def _draw_conditions(self, batch_size, task_type_ids):
         """One of 0 (prompt), 1 (answer), 2 (both) per row, from torch's CPU generator."""
-        draws = torch.rand(1 if self.config.coc_granularity == "batch" else batch_size)
+        # Processes have the same seed: each draws for all and takes its own.
+        size, rank = (
+            (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
+        )
+        draws = torch.rand(size, 1 if self.config.coc_granularity == "batch" else batch_size)[rank]
         bounds = torch.tensor(self.config.coc_probabilities, dtype=torch.float64).cumsum(0)[:2]
         choice = torch.bucketize(draws.double(), bounds, right=True).expand(batch_size)
         if task_type_ids is None:

@@ -352,6 +352,10 @@ class FlowDecoderModel(PreTrainedModel):
             frames = frames & torch.as_tensor(mel_mask, device=frames.device).bool()
         return {"flow_loss": frames.sum()}
 
+    def loss_of_parts(self, parts: dict[str, float], counts: dict[str, float]) -> float:
+        """`loss` of the means `parts` over `counts` frames: the only part."""
+        return parts["flow_loss"]
+
     def _encode(
         self, codes: Tensor, lengths: Tensor, grid: ChunkGrid | None, following: int = 0
     ) -> tuple[Tensor, Tensor | None]:

@@ -454,6 +454,12 @@ class SplitLayerQwen3ForCausalLM(SplitLayerQwen3PreTrainedModel, SplitLayerGener
         targets = shifted_targets(labels, labels.shape[1], self.config, shift_labels, position_ids)
         return target_counts(targets, self.config)
 
+    def loss_of_parts(self, parts: Mapping[str, float], counts: Mapping[str, float]) -> float:
+        """`loss` of the means `parts` over `counts` targets, as `forward` makes it; parts without targets are left out."""
+        names = [name for name in ("text_loss", "audio_loss") if counts.get(name)]
+        total = sum(getattr(self.config, f"{name}_weight") * parts[name] * counts[name] for name in names)
+        return total / max(sum(counts[name] for name in names), 1)
+
     @staticmethod
     def _output(outputs: SplitLayerModelOutput, losses: tuple, **scores) -> SplitLayerCausalLMOutput:
         loss, text_loss, audio_loss = losses

@@ -227,6 +227,16 @@ class UsTokenizerForUnderstanding(UsTokenizerPreTrainedModel):
             counts["understanding_loss"] = (labels[:, 1:] != -100).sum()
         return {name: count.to(input_features.device) for name, count in counts.items()}
 
+    def loss_of_parts(self, parts: Mapping[str, float], counts: Mapping[str, float]) -> float:
+        """`loss` of the means `parts` over `counts` items, as `forward` makes it; parts without items are left out."""
+        config = self.config.us_tokenizer_config
+        weights = {
+            "commitment_loss": config.commitment_loss_weight,
+            "reconstruction_loss": config.reconstruction_loss_weight,
+            "understanding_loss": self.config.understanding_loss_weight,
+        }
+        return sum(weight * parts[name] for name, weight in weights.items() if counts.get(name))
+
     @torch.no_grad()
     def generate(
         self,

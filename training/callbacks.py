@@ -69,8 +69,7 @@ class SamplesCallback(TrainerCallback):
         if state.global_step == self._step:  # once, though each task is evaluated apart
             return
         self._step = state.global_step
-        sharded = args.world_size > 1 and (bool(args.fsdp) or args.deepspeed is not None)
-        if not state.is_world_process_zero and not sharded:  # every process has to run a sharded model
+        if not state.is_world_process_zero and not is_sharded(model):  # every process has to run a sharded model
             return
         results = self._answers(model)
         if state.is_world_process_zero:
@@ -107,6 +106,13 @@ class SamplesCallback(TrainerCallback):
                 if entry["audio"]:
                     samples, rate = soundfile.read(folder / entry["audio"], dtype="float32")
                     writer.add_audio(f"samples/{number}", torch.from_numpy(samples)[None], step, sample_rate=rate)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether processes hold shards of the parameters (FSDP, ZeRO-3, tensor parallelism), and run the model together."""
+    # `placements` are those of a DTensor, `ds_id` is that of DeepSpeed; FSDP1 wraps modules.
+    wrapped = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    return wrapped or any(hasattr(p, "placements") or hasattr(p, "ds_id") for p in model.parameters())
 
 
 def _inputs(processor: Any, row: Mapping[str, Any]):
@@ -177,4 +183,4 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else f"<{type(value).__name__}>"
 
 
-__all__ = ["SamplesCallback", "plot_mel", "write_samples"]
+__all__ = ["SamplesCallback", "is_sharded", "plot_mel", "write_samples"]

@@ -1,13 +1,20 @@
 """Checkpoints of a training run on disk: which one to resume from."""
 
+import json
 import os
 import re
 from pathlib import Path
 
-from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-_STEP = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
+_STEP = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+# Patterns of files and folders, whole or in the shards of FSDP and DeepSpeed.
+_NEEDED = {
+    "weights": ("*.safetensors", "*.bin", "pytorch_model_fsdp_*", "global_step*"),
+    "optimizer": ("optimizer.pt", "optimizer_*", "optimizer.bin", "global_step*"),
+    "random states": ("rng_state*.pth",),
+}
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -18,7 +25,7 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.search(path.name))]
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
     for _, path in sorted(found, reverse=True):
         if is_complete(path):
             return str(path)
@@ -26,12 +33,15 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint has everything that resuming needs: Trainer state, optimizer and random states."""
+    """Whether a checkpoint has everything that resuming needs: weights, optimizer, random states, and a Trainer state
+    that can be read (it is written last, and a killed run may have written half of it)."""
     folder = Path(checkpoint)
-    has_optimizer = (
-        (folder / OPTIMIZER_NAME).is_file() or any(folder.glob("optimizer_*")) or any(folder.glob("global_step*"))
-    )
-    return (folder / TRAINER_STATE_NAME).is_file() and has_optimizer and any(folder.glob("rng_state*.pth"))
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    found = {name: any(any(folder.glob(pattern)) for pattern in patterns) for name, patterns in _NEEDED.items()}
+    return all(found.values())
 
 
 def resume_from(resume: str | bool | None, output_dir: str | os.PathLike) -> str | None:

@@ -55,11 +55,15 @@ class CodecSegments(Dataset):
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
         self.rows, self.num_samples, self.sampling_rate = rows, num_samples, sampling_rate
         self.training, self.seed, self.resample, self.channel = training, seed, resample, channel
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # also seen by workers that live on
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew, as belongs to this epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,8 +19,8 @@ class LossPartsMixin:
 
     **Logged.** Every output of the model that is called `*_loss` (a mean), and those of `logged_outputs`, stand beside the
     loss: in a training entry the mean over all items since the last entry, in an evaluation entry over the whole data
-    set, of all processes (`eval_loss` itself is the Trainer's: a mean over batches, weighted by rows). Parts that nothing
-    was learnt or measured of are left out. In an evaluation they carry its prefix (`eval_commitment_loss`) and are among
+    set, of all processes. With `loss_of_parts(parts, counts)` of the model, the loss of an evaluation is made of them, and
+    does not depend on its batches either. Parts that nothing was learnt or measured of are left out. In an evaluation they carry its prefix (`eval_commitment_loss`) and are among
     the metrics that `evaluate` returns (rows that pad the last batches of several processes count there). Without counts,
     training entries weight micro-batches, and evaluation entries rows, alike.
     """
@@ -84,15 +84,23 @@ class LossPartsMixin:
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
-            logs.update(self._take_loss_parts(True))
-        else:
+            logs.update(self._take_loss_parts(True)[0])
+        elif "total_flos" not in logs:  # the summary at the end of training
             prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), None)
-            if prefix is not None and prefix != "train_":  # "train_" marks the summary at the end of training
-                logs.update({prefix + name: value for name, value in self._take_loss_parts(False).items()})
+            if prefix is not None:
+                parts, counts = self._take_loss_parts(False)
+                logs.update({prefix + name: value for name, value in parts.items()})
+                model = self._plain_model()
+                if self._counts_items and parts and hasattr(model, "loss_of_parts"):
+                    logs[f"{prefix}loss"] = model.loss_of_parts(parts, counts)
         super().log(logs, *args, **kwargs)
 
-    def _take_loss_parts(self, training: bool) -> dict[str, float]:
-        """Means over all processes, which need not have seen the same parts; starts anew."""
+    def evaluation_loop(self, *args, **kwargs):
+        self._loss_parts[False].clear()  # of a `predict`, which logs nothing
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _take_loss_parts(self, training: bool) -> tuple[dict[str, float], dict[str, float]]:
+        """Means over all processes, which need not have seen the same parts, and their weights; starts anew."""
         parts = {name: (float(total), float(weight)) for name, (total, weight) in self._loss_parts[training].items()}
         self._loss_parts[training].clear()
         gathered = [parts]
@@ -102,7 +110,10 @@ class LossPartsMixin:
         names = sorted({name for process in gathered for name in process})
         sums = {name: [process[name] for process in gathered if name in process] for name in names}
         totals = {name: tuple(map(sum, zip(*pairs, strict=True))) for name, pairs in sums.items()}
-        return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
+        totals = {name: pair for name, pair in totals.items() if pair[1] > 0}
+        return {name: total / weight for name, (total, weight) in totals.items()}, {
+            name: weight for name, (_, weight) in totals.items()
+        }
 
 
 __all__ = ["LossPartsMixin"]

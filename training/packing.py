@@ -72,6 +72,37 @@ def example_lengths(dataset: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.concatenate([part.to_numpy() for part in parts]).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
+@torch.no_grad()
+def check_packing(model: torch.nn.Module) -> None:
+    """
+    Let two packed examples through `model`, and raise a `ValueError` if one sees the other: not every language model of
+    transformers tells packed sequences apart by their positions (OPT, BLOOM, MPT and BioGPT do not).
+
+    Args:
+        model: takes `input_ids`, `position_ids` and `seq_idx`, and returns `logits`. It must not be sharded yet.
+    """
+    device = next(model.parameters()).device
+    idx = torch.tensor([[0, 0, 0, 1, 1]], device=device)
+    places = torch.tensor([[0, 1, 2, 0, 1]], device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = [
+            model(input_ids=torch.tensor([[*first, 5, 6]], device=device), position_ids=places, seq_idx=idx).logits[
+                :, 3:
+            ]
+            for first in ((5, 6, 7), (7, 5, 5))
+        ]
+    finally:
+        model.train(was_training)
+    if not torch.allclose(*logits, atol=1e-4, rtol=1e-3):
+        difference = float((logits[0] - logits[1]).abs().max())
+        raise ValueError(
+            f"`packing` is not possible with this language model: what stands in one packed example changes the scores of "
+            f"another by {difference:.2g}; train it without packing"
+        )
+
+
 def is_packed(examples: Sequence[Any]) -> bool:
     """Whether a collator got packs (lists of examples) and not examples."""
     return len(examples) > 0 and not isinstance(examples[0], Mapping)
@@ -123,4 +154,4 @@ def flat_examples(packs: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[
     return [example for pack in packs for example in pack]
 
 
-__all__ = ["PackedDataset", "example_lengths", "flat_examples", "is_packed", "pack_columns"]
+__all__ = ["PackedDataset", "check_packing", "example_lengths", "flat_examples", "is_packed", "pack_columns"]

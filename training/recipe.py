@@ -1,6 +1,7 @@
 """Recipes: the arguments of one training stage in a YAML file, with the source beside each value."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,8 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """
     The command line of a training script. What is given there wins over `tiny` (with `--tiny`), that over the recipe,
-    that over `defaults`, and that over the defaults of the dataclasses.
+    that over `defaults`, and that over the defaults of the dataclasses. Epochs that are given win over steps that are
+    not: a recipe with `num_train_epochs` alone, or `--num_train_epochs` without `--max_steps`, is not cut short.
 
     Args:
         script: name of the script, without `.py`.
@@ -103,9 +105,13 @@ def parse_arguments(
         recipe = read_recipe(chosen.recipe, script)
         if unknown := sorted(set(recipe) - known):
             raise ValueError(f"`recipe` {chosen.recipe!r} has arguments that {script}.py does not take: {unknown}")
+        values.update({"max_steps": -1} if "num_train_epochs" in recipe else {})
         values.update(recipe)
     if chosen.tiny:
         values.update({"max_steps": 20, "global_batch_size": None, **(tiny or {})})
+    given = {argument.partition("=")[0] for argument in (sys.argv[1:] if arguments is None else arguments)}
+    if "--num_train_epochs" in given and "--max_steps" not in given:
+        values["max_steps"] = -1
     parser = HfArgumentParser(groups)
     parser.set_defaults(**values)
     for action in parser._actions:

@@ -8,18 +8,22 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..processing.tasks import TASKS
+from .callbacks import is_sharded
 from .layerwise_unfreezing import LayerwiseUnfreezingMixin
 from .loss_parts import LossPartsMixin
+from .packing import PackedDataset, check_packing
 
 
 class LogBeforeSaving(TrainerCallback):
     """A log entry in front of every checkpoint: what is logged behind it is then the same in a resumed run."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        saves = args.save_strategy == SaveStrategy.STEPS and state.global_step % state.save_steps == 0
-        if saves or control.should_save:
+        # With the strategy "best" any evaluation may lead to a checkpoint.
+        if control.should_save or (args.save_strategy == SaveStrategy.BEST and control.should_evaluate):
             control.should_log = True
         return control
+
+    on_epoch_end = on_step_end
 
 
 class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
@@ -32,6 +36,7 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
       `num_input_tokens_seen` counts them too (`include_num_input_tokens_seen`);
     - with an `eval_dataset` by name, every evaluation also has the means of both sides, `eval_understanding_loss` and
       `eval_speech_loss`: `metric_for_best_model` can name one;
+    - a model that would mix packed examples is refused ([`check_packing`]);
     - with `unfreezing`, layers have schedules of their own ([`LayerwiseUnfreezingMixin`]).
 
     Args:
@@ -46,6 +51,8 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
         super().__init__(*args, **kwargs)
         if sides is None:
             sides = task_sides(self.eval_dataset if isinstance(self.eval_dataset, dict) else ())
+        if isinstance(self.train_dataset, PackedDataset) and not is_sharded(self.model):
+            check_packing(self.model)
         self.sides = {name: tuple(metrics) for name, metrics in sides.items()}
         self.add_callback(LogBeforeSaving())
         self._tokens = torch.zeros((), dtype=torch.long)
@@ -60,10 +67,10 @@ class SpeechTrainer(LossPartsMixin, LayerwiseUnfreezingMixin, Trainer):
         self._tokens = self._tokens + count_tokens(inputs).to(self._tokens.device)
 
     def log(self, logs, *args, **kwargs):
-        if "loss" in logs and self._clock is not None:
+        if ("loss" in logs or "total_flos" in logs) and self._clock is not None:  # the latter ends the training
             now, tokens = time.perf_counter(), self._tokens.to(self.args.device)[None]
             total = int(self.accelerator.gather(tokens).sum()) // self.get_tp_size()
-            if total > 0:
+            if total > 0 and "loss" in logs:
                 logs["tokens_per_second"] = round(total / max(now - self._clock, 1e-9), 1)
             self.state.num_input_tokens_seen += total
             self._tokens, self._clock = torch.zeros((), dtype=torch.long), now

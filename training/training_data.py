@@ -61,8 +61,12 @@ class DataArguments:
     def __post_init__(self):
         if self.packing and self.context_length is None:
             raise ValueError("`packing` needs `context_length`, the length of packed sequences")
+        self.weights, self.passes = self.weights or None, self.passes or None  # an empty text takes away a recipe's
         if self.weights is not None and self.passes is not None:
-            raise ValueError("`weights` and `passes` exclude each other; give one of them")
+            raise ValueError(
+                f"`weights` {self.weights!r} and `passes` {self.passes!r} exclude each other; give one of them, and an "
+                "empty text for the other if the recipe has it"
+            )
 
 
 def parse_sources(text: str) -> dict[str, str]:

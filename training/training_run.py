@@ -29,7 +29,8 @@ def num_steps(trainer: Trainer) -> int:
     arguments = trainer.args
     if arguments.max_steps > 0:
         return arguments.max_steps
-    batches = math.ceil(len(trainer.train_dataset) / (arguments.train_batch_size * arguments.world_size))
+    batches = len(trainer.train_dataset) / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
     per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     return math.ceil(arguments.num_train_epochs * per_epoch)
 
@@ -117,13 +118,17 @@ def run(trainer: Trainer, recipe: RecipeArguments, processor: ProcessorMixin | N
     if trainer.is_world_process_zero():
         print(describe_run(trainer, recipe), flush=True)
     resumed = resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
+    if resumed is not None:
+        arguments.eval_on_start = False  # that was before the interruption
     metrics = trainer.train(resume_from_checkpoint=resumed).metrics
     if data is not None:
-        first = {name: value for entry in reversed(trainer.state.log_history) for name, value in entry.items()}
+        first = {
+            name: value for entry in trainer.state.log_history if entry["step"] == 0 for name, value in entry.items()
+        }
         metrics |= trainer.evaluate()
         metrics["eval_loss"] = evaluation_loss(data, metrics)
-        if arguments.eval_on_start:
-            metrics["before"] = evaluation_loss(data, first)
+        if (before := evaluation_loss(data, first)) is not None:
+            metrics["before"] = before
     trainer.save_model()
     if trainer.is_world_process_zero():
         if processor is not None:

@@ -111,5 +111,4 @@ def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
     losses = [entry for entry in expected if "loss" in entry]
     assert [entry["step"] for entry in losses] == [3, 4, 6, 8, 9, 11]
     assert [entry for entry in found if "loss" in entry] == losses
-    evaluated = [[entry for entry in log if "loss" not in entry and entry["step"] >= 5] for log in (expected, found)]
-    assert evaluated[0] == evaluated[1]
+    assert found == expected  # evaluations too

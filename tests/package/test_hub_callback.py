@@ -62,5 +62,13 @@ def test_a_failing_push_ends_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="step 1 was not pushed to user/run: the checkpoint has no safetensors"):
         PushToHubCallback("user/run").on_save(arguments, Saving, None)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}
+
+    class Broken:
+        def save_pretrained(self, folder):
+            raise OSError("disk is full")
+
+    (folder / "model.safetensors").write_bytes(b"weights")
+    with pytest.warns(UserWarning, match="step 1 was not pushed to user/run: disk is full"):
+        PushToHubCallback("user/run", processor=Broken()).on_save(arguments, Saving, None)
     with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
         PushToHubCallback("user/run", every=0)

@@ -11,7 +11,7 @@ def write(folder, step, files=FILES):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     for name in files:
-        (path / name).write_text("")
+        (path / name).write_text("{}" if name.endswith(".json") else "")
     return str(path)
 
 
@@ -23,6 +23,11 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     for count in range(len(FILES)):  # the Trainer writes them in this order
         assert not is_complete(write(tmp_path, 200 + count, FILES[:count]))
     (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "old-checkpoint-999").mkdir()
+    write(tmp_path / "old-checkpoint-999", 998)
+    cut = write(tmp_path, 300)
+    (tmp_path / "checkpoint-300" / "trainer_state.json").write_text('{"epoch": 1')
+    assert not is_complete(cut) and not is_complete(write(tmp_path, 301, FILES[1:]))
     assert last_checkpoint(tmp_path) == late != early
 
 

@@ -1,12 +1,19 @@
 """Recipes: their layout, who wins over whom, and the arithmetic of the global batch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 
 import pytest
 import yaml
 from transformers import TrainingArguments
 
-from dualspeech.training.recipe import RECIPES, accumulation_steps, parse_arguments, read_recipe, recipe_names
+from dualspeech.training.recipe import (
+    RECIPES,
+    RecipeArguments,
+    accumulation_steps,
+    parse_arguments,
+    read_recipe,
+    recipe_names,
+)
 
 
 @dataclass
@@ -81,3 +88,30 @@ def test_every_value_has_a_source(name):
     arguments = lines[lines.index("arguments:") + 1 :]
     assert [line for line in arguments if line.strip() and "# " not in line] == []
     assert read_recipe(name)
+
+
+def test_epochs_that_are_given_win_over_steps_that_are_not(tmp_path):
+    epochs = write(tmp_path, {"num_train_epochs": 2})
+    defaults = {"max_steps": 7}
+    assert parse(defaults=defaults)[1].max_steps == 7
+    training = parse("--recipe", epochs, defaults=defaults)[1]
+    assert (training.max_steps, training.num_train_epochs) == (-1, 2)
+    assert parse("--recipe", epochs, "--max_steps", 3, defaults=defaults)[1].max_steps == 3
+    assert parse("--recipe", epochs, "--tiny", defaults=defaults)[1].max_steps == 20
+    assert parse("--num_train_epochs", 4, defaults=defaults)[1].max_steps == -1
+    assert parse("--num_train_epochs=4", "--tiny", defaults=defaults)[1].max_steps == -1
+    assert parse("--num_train_epochs", 4, "--max_steps", 3, defaults=defaults)[1].max_steps == 3
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_say_how_long_they_train(name):
+    arguments = read_recipe(name)
+    assert ("max_steps" in arguments) != ("num_train_epochs" in arguments)
+    script = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["script"]
+    fixed = ["--output_dir", "unused", "--use_cpu", "--report_to", "none", "--bf16", "false"]
+    known = {entry.name for entry in (*fields(TrainingArguments), *fields(RecipeArguments))}
+    own = make_dataclass("Own", [(key, str | None, field(default=None)) for key in arguments if key not in known])
+    training = parse_arguments(
+        script, (own, TrainingArguments), [*fixed, "--recipe", name], defaults={"max_steps": 60}
+    )[1]
+    assert training.max_steps == arguments.get("max_steps", -1)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from dualspeech.training.packing import PackedDataset
 from dualspeech.training.trainer import SpeechTrainer, count_tokens
-from tests.modeling.dualspeech_cases import tiny_model, training_batch
+from tests.modeling.dualspeech_cases import tiny_config, tiny_model, training_batch
 from tests.training.test_packing import packed
 
 PARTS = ("text_loss", "semantic_loss", "acoustic_loss")
@@ -141,17 +142,53 @@ def test_evaluated_parts_are_means_over_all_targets(tmp_path):
     for size in (1, 3, 8):
         options = arguments(tmp_path, per_device_eval_batch_size=size)
         trainer = SpeechTrainer(model, options, rows.collate, train_dataset=rows, eval_dataset=rows)
+        trainer.predict(rows)  # leaves nothing behind
+        metrics = trainer.evaluate(metric_key_prefix="train")
+        assert math.isclose(metrics["train_loss"], whole.loss.item(), rel_tol=1e-5)
         metrics = trainer.evaluate()
-        for name in PARTS:
+        for name in ("loss", *PARTS):
             assert math.isclose(metrics[f"eval_{name}"], whole[name].item(), rel_tol=1e-5)
 
 
-def test_every_checkpoint_has_a_log_entry_in_front(tmp_path):
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
+def test_every_checkpoint_has_a_log_entry_in_front(tmp_path, strategy):
     model = tiny_model()
     rows = Batches(training_batch(model.config, TASKS))
-    kwargs = {"max_steps": 4, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
-    trainer = train(tmp_path, model, rows, rows.collate, **kwargs)
+    kwargs = {"max_steps": 4, "logging_steps": 3, "save_strategy": strategy, "save_steps": 2, "save_only_model": True}
+    kwargs |= {"per_device_train_batch_size": 4}  # two steps are an epoch
+    if strategy == "best":
+        kwargs |= {"metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    options = arguments(tmp_path, **kwargs)
+    trainer = SpeechTrainer(model, options, rows.collate, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 3, 4]
+
+
+def test_tokens_of_the_last_steps_count(tmp_path):
+    model = tiny_model()
+    batch = training_batch(model.config, TASKS)
+    rows = Batches(batch)
+    trainer = train(tmp_path, model, rows, rows.collate, max_steps=2, logging_steps=50)
+    assert trainer.state.num_input_tokens_seen == 2 * int(batch["attention_mask"].sum())
+
+
+@pytest.mark.parametrize("model_type", ["opt", "llama"])
+def test_language_models_that_mix_packed_examples_are_refused(tmp_path, model_type):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 57}
+    more = {"opt": {"ffn_dim": 16, "word_embed_proj_dim": 16}, "llama": {"intermediate_size": 16}}[model_type]
+    text_config = {"model_type": model_type, **sizes, **more, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = tiny_config()
+    config = type(config)(**{**config.to_dict(), "text_config": text_config})
+    model = type(tiny_model())(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    data = PackedDataset([{"input_ids": [1, 2]}], 8)
+    if model_type == "llama":
+        SpeechTrainer(model, arguments(tmp_path), train_dataset=data)
+        return
+    with pytest.raises(ValueError, match="`packing` is not possible with this language model: what stands in one"):
+        SpeechTrainer(model, arguments(tmp_path), train_dataset=data)
 
 
 def test_tokens_are_positions_that_are_no_padding():
