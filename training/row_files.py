@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ACCEPTED_FILES = ".jsonl, .jsonl.gz, .json, .parquet and .arrow, or a folder of one kind of them"
+MAX_DEPTH = 64  # of objects and lists in each other, well below where recursion ends
+_SIMPLE = {int, float, bool, type(None)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,35 @@ def read_entries(path: str | Path) -> Iterator[Entry]:
             yield entry
         if empty:
             yield Entry(str(file), 1, error="the file holds no rows")
+
+
+def parse_line(path: str | Path, line: int, text: bytes) -> Entry:
+    """
+    The entry of one line of a JSON Lines file, as all readers of such files see it: UTF-8, no key twice, no NaN.
+
+    Args:
+        path, line: where it stands.
+        text: the line, with or without its end.
+    """
+    try:
+        row = _DECODER.decode(text.decode("utf-8-sig").strip())
+    except json.JSONDecodeError as error:
+        return Entry(str(path), line, error=f"no JSON: {error.msg} (column {error.colno})")
+    except ValueError as error:
+        return Entry(str(path), line, error=f"no JSON: {error}")
+    except RecursionError:
+        return Entry(str(path), line, error=_TOO_DEEP)
+    return _entry(path, line, row)
+
+
+def problem_of(row: Any) -> str | None:
+    """
+    Why a value is no row that can be stored: it is no object, is nested too deeply, or holds a text that UTF-8 cannot
+    encode (half of a surrogate pair, as `"\\ud83d"` in JSON). `None` if it can.
+    """
+    if not isinstance(row, Mapping):
+        return f"a row must be an object {{...}}, got {type(row).__name__}"
+    return _problem_at(row, "", 1)
 
 
 def without_nulls(value: Any) -> Any:
@@ -89,7 +120,7 @@ def _read_json_lines(path: Path) -> Iterator[Entry]:
     with gzip.open(path, "rb") if _ending(path) == ".jsonl.gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parsed(path, number, line)
+                yield parse_line(path, number, line)
 
 
 def _read_json_list(path: Path) -> Iterator[Entry]:
@@ -112,6 +143,9 @@ def _read_json_list(path: Path) -> Iterator[Entry]:
             shown = getattr(error, "lineno", line)
             yield Entry(str(path), shown, error=f"no JSON: {getattr(error, 'msg', error)}")
             return
+        except RecursionError:
+            yield Entry(str(path), line, error=_TOO_DEEP)
+            return
         yield _entry(path, line, row)
         position, line = _skip(text, end, line + text.count("\n", position, end))
         following = text[position : position + 1]
@@ -130,20 +164,49 @@ def _skip(text: str, position: int, line: int) -> tuple[int, int]:
     return position, line
 
 
-def _parsed(path: Path, line: int, text: bytes) -> Entry:
-    try:
-        row = _DECODER.decode(text.decode("utf-8-sig").strip())
-    except json.JSONDecodeError as error:
-        return Entry(str(path), line, error=f"no JSON: {error.msg} (column {error.colno})")
-    except ValueError as error:
-        return Entry(str(path), line, error=f"no JSON: {error}")
-    return _entry(path, line, row)
-
-
-def _entry(path: Path, line: int, row: Any) -> Entry:
-    if not isinstance(row, dict):
-        return Entry(str(path), line, error=f"a row must be an object {{...}}, got {type(row).__name__}")
+def _entry(path: str | Path, line: int, row: Any) -> Entry:
+    if problem := problem_of(row):
+        return Entry(str(path), line, error=problem)
     return Entry(str(path), line, without_nulls(row))
+
+
+def _problem_at(value: Any, place: str, depth: int) -> str | None:
+    if isinstance(value, str):
+        return None if _is_utf8(value) else f"`{_escaped(place)}` is {_shown(value)}, which UTF-8 cannot encode"
+    if isinstance(value, Mapping):
+        if depth > MAX_DEPTH:
+            return _TOO_DEEP
+        for key, entry in value.items():
+            inside = f"{place}.{key}" if place else str(key)
+            if not _is_utf8(inside):
+                return f"the key `{_escaped(inside)}` holds what UTF-8 cannot encode"
+            if problem := _problem_at(entry, inside, depth + 1):
+                return problem
+    elif isinstance(value, list | tuple) and not set(map(type, value)) <= _SIMPLE:
+        if depth > MAX_DEPTH:
+            return _TOO_DEEP
+        for number, entry in enumerate(value):
+            if problem := _problem_at(entry, f"{place}[{number}]", depth + 1):
+                return problem
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _shown(text: str) -> str:
+    return f"a text with {next(letter for letter in text if not _is_utf8(letter))!a}"
 
 
 def _read_parquet(path: Path) -> Iterator[Entry]:
@@ -170,7 +233,7 @@ def _table_entries(path: Path, batches) -> Iterator[Entry]:
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield Entry(str(path), number, without_nulls(row))
+            yield _entry(path, number, row)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,6 +248,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
+_TOO_DEEP = f"the row is nested too deeply; accepted are {MAX_DEPTH} objects and lists in each other"
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 _READERS = {
     ".jsonl": _read_json_lines,
@@ -193,6 +257,7 @@ _READERS = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
 }
+_parsed = parse_line
 
 
-__all__ = ["ACCEPTED_FILES", "Entry", "read_entries", "without_nulls"]
+__all__ = ["ACCEPTED_FILES", "MAX_DEPTH", "Entry", "parse_line", "problem_of", "read_entries", "without_nulls"]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .row_files import Entry, read_entries, without_nulls
+from .row_files import Entry, problem_of, read_entries, without_nulls
 from .row_messages import messages_of
 
 SCHEMA_FILE = Path(__file__).parent / "row_schema.json"
@@ -165,12 +165,10 @@ def _errors_of(rows_or_path, kind, audio_root, check_audio) -> Iterator[RowError
 
 def _given_entries(rows: Iterable[Mapping[str, Any]]) -> Iterator[Entry]:
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            yield Entry("rows", number, error=f"a row must be an object {{...}}, got {type(row).__name__}")
-            continue
-        file, _, line = str(row.get("source", "")).rpartition(":")
+        file, _, line = str(row.get("source", "") if isinstance(row, Mapping) else "").rpartition(":")
         place = (file, int(line)) if file and line.isdecimal() else ("rows", number)
-        yield Entry(*place, without_nulls(row))
+        problem = problem_of(row)
+        yield Entry(*place, None if problem else without_nulls(row), problem)
 
 
 def _opened(entry: Entry, audio_root: str | os.PathLike | None) -> tuple[dict[str, Any] | None, list[RowError]]:

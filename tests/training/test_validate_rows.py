@@ -190,6 +190,41 @@ def test_every_error_has_its_line(tmp_path):
         read_rows(path)
 
 
+def test_texts_that_utf_8_cannot_encode_are_errors(tmp_path):
+    rows = [
+        (
+            {"task": "asr", "audio": "a.wav", "targets": "x \ud83d"},
+            r"`targets` is a text with '\ud83d', which UTF-8 cannot",
+        ),
+        (
+            {"audio": "a.wav", "metadata": {"names": ["a", {"b": "\udc00"}]}},
+            r"`metadata.names[1].b` is a text with '\udc00'",
+        ),
+        ({"audio": "a.wav", "metadata": {"\ud83d": 1}}, r"the key `metadata.\ud83d` holds"),
+    ]
+    lines = write(tmp_path / "rows.jsonl", [row for row, _ in rows])
+    (tmp_path / "rows.json").write_text(json.dumps([row for row, _ in rows]))
+    for given in (lines, tmp_path / "rows.json", [row for row, _ in rows]):
+        for error, (_, message) in zip(validate_rows(given), rows, strict=True):
+            assert error.message.startswith(message) and str(error).isascii()
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: `targets` is a text with"):
+        read_rows(lines)
+    assert validate_rows([{"audio": "a.wav", "text": "\U0001f600 \u00e4"}]) == []
+
+
+def test_rows_that_are_nested_too_deeply_are_errors(tmp_path):
+    message = "the row is nested too deeply; accepted are 64 objects and lists in each other"
+    deep = [f'{{"audio": "a", "metadata": {{"a": {"[" * n}{"]" * n}}}}}' for n in (3000, 400, 70)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*deep, '{"audio": "a", "metadata": [[[1]]]}']))
+    assert [(error.line, error.message) for error in validate_rows(path)][:3] == [(n, message) for n in (1, 2, 3)]
+    (tmp_path / "rows.json").write_text(f"[{deep[0]}]")
+    assert validate_rows(tmp_path / "rows.json")[0].message == message
+    row = {"audio": "a", "metadata": {}}
+    row["metadata"]["itself"] = row
+    assert [error.message for error in validate_rows([row])] == [message]
+
+
 def test_lists_of_rows_have_lines_too(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('\n[\n  {"audio": "a",\n   "text": "b"},\n  {"audio": "c", "text": ""}\n]\n')
