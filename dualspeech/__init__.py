@@ -43,7 +43,14 @@ __all__ = ["__version__", *sorted(_EXPORTS)]
 
 def __getattr__(name):
     if name in _EXPORTS:
-        value = getattr(_importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        try:
+            value = getattr(_importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        except ModuleNotFoundError as error:
+            if not _EXPORTS[name].startswith("training."):
+                raise
+            raise ModuleNotFoundError(
+                f"{name} needs {error.name}: pip install 'dualspeech[train]'", name=error.name
+            ) from error
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset as HubDataset
 from torch.utils.data import Dataset
 
 from ..modeling.packed_rows import pack_lengths
@@ -60,7 +59,7 @@ class PackedDataset(Dataset):
 
 def example_lengths(dataset: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Lengths of the examples, int64: from the column `length`, or of `input_ids`."""
-    if not isinstance(dataset, HubDataset):
+    if not hasattr(dataset, "column_names"):  # no `datasets.Dataset`
         return np.array([example.get("length") or len(example["input_ids"]) for example in dataset], dtype=np.int64)
     if "length" in dataset.column_names:
         return np.asarray(dataset.with_format("numpy")["length"], dtype=np.int64)

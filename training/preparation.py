@@ -108,7 +108,8 @@ def summary(result: StepResult) -> Iterator[str]:
     first: dict[str, str] = {}
     for file in sorted((result.folder / "rejected").glob("*.parquet")):
         for entry in pq.ParquetFile(file).read(["source", "reason"]).to_pylist():
-            reason = re.sub(r"'[^']*'|\d+(\.\d+)?", "_", entry["reason"])
+            reason = entry["reason"].removeprefix(f"{entry['source']}: ")
+            reason = re.sub(r"'[^']*'|\S*[/\\]\S*|\d+(\.\d+)?", "_", reason)
             counts[reason] += 1
             first.setdefault(reason, f"{entry['source']}: {entry['reason']}")
     for reason, count in counts.most_common(_SHOWN):

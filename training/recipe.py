@@ -1,6 +1,7 @@
 """Recipes: the arguments of one training stage in a YAML file, with the source beside each value."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,8 +95,8 @@ def parse_arguments(
         One object per group, then the [`RecipeArguments`].
 
     Raises:
-        ValueError: a recipe with arguments that the script does not take, or a `global_batch_size` that the processes
-            cannot make.
+        ValueError: a recipe with arguments that the script does not take, a `global_batch_size` that the processes
+            cannot make, or several processes on a CPU without `--use_cpu`, which would not work together.
     """
     groups = (*groups, RecipeArguments)
     known = {entry.name for group in groups for entry in dataclasses.fields(group) if entry.init}
@@ -120,6 +121,11 @@ def parse_arguments(
     parsed = parser.parse_args_into_dataclasses(arguments)
     recipe_arguments = parsed[len(groups) - 1]
     training = next((entry for entry in parsed if isinstance(entry, TrainingArguments)), None)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if training is not None and processes > 1 and training.world_size == 1:
+        raise ValueError(
+            f"{processes} processes were started, but each would train alone: give --use_cpu for processes on the CPU"
+        )
     if training is not None and recipe_arguments.global_batch_size is not None:
         training.gradient_accumulation_steps = accumulation_steps(
             recipe_arguments.global_batch_size, training.per_device_train_batch_size, training.world_size

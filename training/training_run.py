@@ -1,12 +1,15 @@
 """One run of a training script: what trains is shown before the start, then train, evaluate, save."""
 
 import math
+import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import IntervalStrategy, Trainer, TrainingArguments
 from transformers.processing_utils import ProcessorMixin
 
+from .callbacks import is_sharded
 from .checkpoints import resume_from
 from .freezing import format_parameter_table, parameter_table
 from .packing import PackedDataset, example_lengths
@@ -24,15 +27,20 @@ def without_evaluation(arguments: TrainingArguments) -> None:
     arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
 
 
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimiser steps of one pass over the training data; the last of an epoch may see fewer rows."""
+    arguments = trainer.args
+    batches = len(trainer.train_dataset) / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    return max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+
+
 def num_steps(trainer: Trainer) -> int:
     """Optimiser steps of the whole training."""
     arguments = trainer.args
     if arguments.max_steps > 0:
         return arguments.max_steps
-    batches = len(trainer.train_dataset) / (arguments.train_batch_size * arguments.world_size)
-    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
-    per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    return math.ceil(arguments.num_train_epochs * per_epoch)
+    return math.ceil(arguments.num_train_epochs * steps_per_epoch(trainer))
 
 
 def optimizer_groups(trainer: Trainer) -> list[dict[str, Any]]:
@@ -91,10 +99,13 @@ def describe_run(trainer: Trainer, recipe: RecipeArguments) -> str:
     ]
     data = trainer.train_dataset
     steps, size, unit = num_steps(trainer), len(data), "packs" if isinstance(data, PackedDataset) else "rows"
-    lines += [f"steps: {steps:,} over {size:,} {unit} ({steps * rows / size:.2f} epochs), seed {arguments.seed}"]
+    epochs = steps / steps_per_epoch(trainer)
+    lines += [f"steps: {steps:,} over {size:,} {unit} ({epochs:.2f} epochs), seed {arguments.seed}"]
+    if size < rows:
+        lines += [f"note: the data are fewer than a global batch; every step sees all {size} {unit}"]
     tokens = num_tokens(data)
     if tokens is not None:
-        lines += [f"ids: {rows * tokens / size:,.0f} a step on average, {steps * rows * tokens / size:,.0f} in all"]
+        lines += [f"ids: {tokens * epochs / steps:,.0f} a step on average, {tokens * epochs:,.0f} in all"]
     return "\n".join(lines)
 
 
@@ -106,9 +117,27 @@ def evaluation_loss(data: Any, metrics: Mapping[str, float]) -> float | None:
     return None if None in losses else sum(losses) / len(losses)
 
 
+def save_merged(trainer: Trainer, processor: ProcessorMixin | None = None) -> None:
+    """
+    Save a model with LoRA also as a plain checkpoint, in the folder `merged` of the output: its adapter alone cannot be
+    loaded where the base was made by this run. The model of the trainer is merged in place.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "merge_and_unload"):
+        return
+    if is_sharded(model):
+        warnings.warn("a sharded model is not merged; load the adapter and call `merge_and_unload`", stacklevel=2)
+    elif trainer.is_world_process_zero():
+        folder = os.path.join(trainer.args.output_dir, "merged")
+        model.merge_and_unload().save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        print(f"adapter in {trainer.args.output_dir}, merged model in {folder}")
+
+
 def run(trainer: Trainer, recipe: RecipeArguments, processor: ProcessorMixin | None = None) -> dict[str, float]:
     """
-    Show what trains, train (resumed if asked for), evaluate, and save model and processor.
+    Show what trains, train (resumed if asked for), evaluate, and save model and processor; with LoRA also merged.
 
     Returns:
         The metrics of training and of the last evaluation; `eval_loss` is the mean over several data sets. With
@@ -130,6 +159,7 @@ def run(trainer: Trainer, recipe: RecipeArguments, processor: ProcessorMixin | N
         if (before := evaluation_loss(data, first)) is not None:
             metrics["before"] = before
     trainer.save_model()
+    save_merged(trainer, processor)
     if trainer.is_world_process_zero():
         if processor is not None:
             processor.save_pretrained(arguments.output_dir)
@@ -145,5 +175,7 @@ __all__ = [
     "num_tokens",
     "optimizer_groups",
     "run",
+    "save_merged",
+    "steps_per_epoch",
     "without_evaluation",
 ]

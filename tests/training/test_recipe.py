@@ -61,6 +61,13 @@ def test_global_batch_size(tmp_path):
             accumulation_steps(batch, device, world)
 
 
+def test_processes_that_would_train_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(TrainingArguments, "world_size", 1)
+    with pytest.raises(ValueError, match="2 processes were started, but each would train alone: give --use_cpu"):
+        parse()
+
+
 def test_bad_recipes(tmp_path):
     with pytest.raises(ValueError, match=r"`recipe` 'moss_stage3' does not exist; accepted are .*moss_stage1"):
         read_recipe("moss_stage3")

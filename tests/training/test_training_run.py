@@ -93,14 +93,15 @@ def test_description(tmp_path):
     text = describe_run(made, RecipeArguments(recipe="moss_stage1", tiny=True))
     assert text.startswith("recipe: moss_stage1 (tiny)\n")
     assert "global batch: 8 = 4 per device x 1 processes x 2 accumulated" in text
-    assert "steps: 12 over 20 rows (4.80 epochs), seed 42" in text
+    assert "steps: 12 over 20 rows (4.00 epochs), seed 42" in text
     assert "total" in text and "frozen" in text and "ids:" not in text
     data = Dataset.from_dict({"input_ids": [[1] * 3] * 10, "labels": [[1] * 3] * 10})
     made.train_dataset = PackedDataset(data, 6)
     assert num_tokens(data) == num_tokens(made.train_dataset) == 30
     text = describe_run(made, RecipeArguments())
     assert text.startswith("recipe: none\n") and "over 5 packs" in text
-    assert "ids: 48 a step on average, 576 in all" in text
+    assert "note: the data are fewer than a global batch; every step sees all 5 packs" in text
+    assert "ids: 30 a step on average, 360 in all" in text
 
 
 def test_run_and_resume(tmp_path, capsys):
