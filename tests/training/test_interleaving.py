@@ -50,6 +50,21 @@ def test_cuts():
     assert cut_times([1.0, 2.0], 5.9, 3.0, 6.0, random.Random(0)) == [5.9]
     assert cut_times([9.0, 9.5], 20.0, 3.0, 6.0, random.Random(0)) == [9.0, 20.0]
     assert cut_times([], 20.0, 3.0, 6.0, random.Random(0)) == [20.0]
+    # a boundary shortly before the range, and what follows it is far off
+    assert cut_times([2.9], 20.0, 3.0, 6.0, random.Random(0)) == [2.9, 20.0]
+    assert cut_times([0.5, 6.5], 20.0, 3.0, 6.0, random.Random(0)) == [6.5, 20.0]
+
+
+def test_cuts_leave_a_rest_that_can_be_divided():
+    for seed in range(50):
+        # Only the first boundary leads to an end within the range.
+        assert cut_times([3.5, 5.0, 7.0, 10.6], 12.5, 3.0, 6.0, random.Random(seed)) == [3.5, 7.0, 12.5]
+    for seed in range(200):
+        draw = random.Random(seed)
+        boundaries = list(itertools.accumulate(draw.uniform(0.3, 1.2) for _ in range(60)))
+        duration = boundaries[-1] + 0.5
+        lengths = np.diff([0.0, *cut_times(boundaries, duration, 3.0, 6.0, draw)])
+        assert lengths.min() >= 3.0 - 1e-9 and lengths.max() <= 6.0 + 1e-9
 
 
 @pytest.mark.parametrize("storage", [None, "files"])
@@ -153,10 +168,15 @@ def test_bad_rows_and_settings():
             {**good, "text": "other words"},
             {**good, "audio": (good["audio"][0][:RATE], RATE)},
             {**good, "words": [{"text": "a"}]},
+            {**good, "words": [{"text": "a", "start": "0.1", "end": "0.2"}]},
+            {**good, "words": [{"text": 1, "start": 0.1, "end": 0.2}]},
+            {**good, "words": 3},
+            {**good, "text": 3},
             good,
         ],
     )
     expected = ["is empty", "no `words`", "is not behind", "does not follow", "not within 1.0 s", "must hold mappings"]
+    expected += ["'start' and 'end' numbers", "'text' must be a text", "a list of words", "must be a text, got 3"]
     for outcome, message in zip(outcomes, expected, strict=False):
         assert isinstance(outcome, Rejection) and message in outcome.reason, outcome
     assert not isinstance(outcomes[-1], Rejection)

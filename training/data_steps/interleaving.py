@@ -1,5 +1,6 @@
 """Steps that make documents for the pre-training of MOSS-Speech (section 3.1 of the paper)."""
 
+import numbers
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -27,24 +28,50 @@ def cut_times(
     Where to cut a recording into chunks of random length: times in order, the last one is `duration`.
 
     The length of each chunk is drawn uniformly from `min_seconds` to `max_seconds`, and the cut is the boundary nearest
-    to it that keeps the chunk, and if possible also the rest, within that range. A chunk is longer only where no
-    boundary comes in time, and shorter only when it is the last one.
+    to it that keeps the chunk within that range, if possible one from which the rest can be divided into such chunks too.
+    Where no boundary lies in that range, the cut is one of its neighbours. So chunks are longer or shorter only where the
+    boundaries leave no other way.
 
     Args:
         boundaries: times in seconds at which a cut may be, in order.
     """
+    boundaries = [time for time in boundaries if 0.0 < time < duration]
+    divisible = _divisible(boundaries, duration, min_seconds, max_seconds)
     cuts, start = [], 0.0
     while duration - start > max_seconds:
         length = draw.uniform(min_seconds, max_seconds)
-        first = bisect_left(boundaries, start + min_seconds)
-        behind = max(bisect_right(boundaries, start + max_seconds), first + 1)
-        inside = [time for time in boundaries[first:behind] if time < duration]
-        if not inside:
-            break
-        roomy = [time for time in inside if duration - time >= min_seconds] or inside
-        start = min(roomy, key=lambda time: abs(time - start - length))
+        first, behind = bisect_left(boundaries, start + min_seconds), bisect_right(boundaries, start + max_seconds)
+        if first < behind:
+            places = [place for place in range(first, behind) if divisible[place]]
+            inside = [boundaries[place] for place in places or range(first, behind)]
+            roomy = [time for time in inside if duration - time >= min_seconds] or inside
+            cut = min(roomy, key=lambda time: abs(time - start - length))
+        else:
+            # A chunk that is too long, or one that is too short and the rest of the long one: whichever is less wrong.
+            cut = boundaries[first] if first < len(boundaries) else duration
+            before = boundaries[first - 1] if first else start
+            short = start + min_seconds - before + max(0.0, cut - before - max_seconds)
+            if before > start and short < cut - start - max_seconds:
+                cut = before
+            if cut == duration:
+                break
+        start = cut
         cuts.append(start)
     return [*cuts, duration]
+
+
+def _divisible(boundaries: Sequence[float], duration: float, min_seconds: float, max_seconds: float) -> list[bool]:
+    """Whether what follows each boundary can be divided at others into chunks within the range."""
+    divisible = [False] * len(boundaries)
+    # Number of divisible boundaries from each one on.
+    following = [0] * (len(boundaries) + 1)
+    for place in range(len(boundaries) - 1, -1, -1):
+        time = boundaries[place]
+        first, behind = bisect_left(boundaries, time + min_seconds), bisect_right(boundaries, time + max_seconds)
+        is_last = min_seconds <= duration - time <= max_seconds
+        divisible[place] = is_last or following[first] > following[behind]
+        following[place] = following[place + 1] + divisible[place]
+    return divisible
 
 
 @dataclass
@@ -137,12 +164,14 @@ def checked_words(words: Any, duration: float) -> list[Mapping[str, Any]]:
     Raises:
         ValueError: no words, other entries, or times that are not in order or not within `duration` seconds.
     """
-    if not len(words):
-        raise ValueError("`words` is empty; at least one word is needed")
+    if not isinstance(words, (list, tuple)) or not words:
+        raise ValueError(f"`words` is {'empty' if words == [] else repr(words)[:80]}; a list of words is needed")
     before = 0.0
     for word in words:
         if not isinstance(word, Mapping) or not {"text", "start", "end"} <= set(word):
             raise ValueError(f"`words` must hold mappings with 'text', 'start' and 'end', got {word!r:.80}")
+        if not isinstance(word["text"], str) or not all(_is_number(word[name]) for name in ("start", "end")):
+            raise ValueError(f"`words`: 'text' must be a text, 'start' and 'end' numbers, got {dict(word)!r:.160}")
         # Times are multiples of a frame; the last one may end behind the recording by a rounding.
         if not before - 1e-6 <= word["start"] <= word["end"] <= duration + 1e-3:
             raise ValueError(f"`words`: {dict(word)} is not behind {before} s, or not within {duration} s")
@@ -150,8 +179,14 @@ def checked_words(words: Any, duration: float) -> list[Mapping[str, Any]]:
     return list(words)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _text_of_words(words: Sequence[Mapping[str, Any]], text: str | None) -> tuple[str, list[int]]:
     """The text, and where in it each word ends; without a text, words are joined by spaces."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"the text of `words` must be a text, got {text!r:.80}")
     if text is None:
         text = " ".join(word["text"] for word in words)
     ends, position = [], 0
