@@ -49,4 +49,6 @@ def test_normalized():
     assert normalize_text("今天，天气 OK 吗？", "zh") == "今天天气ok吗"
     assert normalize_text("Fußgänger, Äpfel!", "de") == "fußgänger äpfel"
     assert normalize_text("Wait... what -- 3.5%?", "en") == "wait what 3.5%"
+    assert normalize_text("He said (very loudly) that [it] works", "en") == "he said very loudly that it works"
+    assert normalize_text("Wort(e) （ganz laut）", "de") == "worte ganz laut"
     assert normalize_text("... !", "en") == normalize_text("。", "zh") == ""

@@ -45,6 +45,8 @@ def test_error_rates():
     assert transcript_error("a", "a b c") == ("WER", 2.0)
     assert transcript_error("今天天气很好。", "今天 天汽很好") == ("CER", pytest.approx(1 / 6))
     assert transcript_error("今天天气", "今天天气", language="en")[0] == "WER"
+    said, heard = "He said (very loudly) that it works", "he said very loudly that it works"
+    assert transcript_error(said, heard) == transcript_error(said, heard, "de") == ("WER", 0.0)
     with pytest.raises(ValueError, match="no word"):
         transcript_error("...", "a")
 

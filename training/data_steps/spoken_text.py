@@ -6,6 +6,8 @@ import unicodedata
 # Characters that are written without spaces between words: Chinese characters and kana.
 CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{CJK}][^\w\s]*|[^\s{CJK}]+")
+# Whisper's rules delete what stands in brackets, which is read aloud. Glued ones belong to a word, as in "word(s)".
+_GLUED_BRACKETS, _BRACKETS = re.compile(r"(?<=\w)[(\[<](?=\w)"), re.compile(r"[()\[\]<>]")
 # Where a text may be cut, the best places first: behind sentences, behind clauses, between words.
 _CUTS = [
     re.compile(r"(?<=[.!?])(?=\s)|(?<=[.!?][\"'”’)\]])(?=\s)|(?<=[。！？])(?![。！？”’」』])|(?<=\n)"),
@@ -55,7 +57,8 @@ def _pack(text: str, max_characters: int, splits: list) -> list[str]:
 
 
 def normalize_text(text: str, language: str) -> str:
-    """`text` as it is compared with a transcript: small letters, no punctuation, one way of writing numbers.
+    """`text` as it is compared with a transcript: small letters, no punctuation, one way of writing numbers. What stands
+    in brackets stays.
 
     Args:
         language: `"en"` takes Whisper's English rules (numbers as digits, no fillers, contractions in full), `"zh"`
@@ -66,6 +69,7 @@ def normalize_text(text: str, language: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     if language == "zh":
         return "".join(character for character in text.lower() if character.isalnum())
+    text = _BRACKETS.sub(" ", _GLUED_BRACKETS.sub("", text))
     # The mapping of the English rules holds British spellings, which both sides have alike.
     normalizer = EnglishTextNormalizer({}) if language == "en" else BasicTextNormalizer()
     # The rules leave single signs behind, such as one dot of three.
