@@ -84,6 +84,7 @@ def test_prompt():
         "```json\n{}\n```",
         "<think>\nperhaps {this}?\n</think>\n\n{}",
         "Here it is: {} I hope it helps.",
+        'Here is {the} JSON with {"a": 1}: {}',
     ],
 )
 def test_json_within_a_reply(text):
@@ -106,6 +107,9 @@ def test_json_within_a_reply(text):
         (reply(answer=part("ADAPT", " ")), '"answer" has the state ADAPT but no "text"'),
         (reply(question=part(text="Other?")), "PASSTHROUGH but another"),
         (reply(question=part(style="")), 'no "style"'),
+        (reply(question=part("ADAPT", "x \ud83d")), "is not Unicode"),
+        ('{"question": ' * 3000, "nested too deeply"),
+        ('{"a": 1}', "does not follow the schema"),
     ],
 )
 def test_invalid_replies(wrong, message):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .chat_backends import ChatBackend, Message
+from .row_checks import check_storable
 from .row_recordings import text_of
 from .step import Outcome, Rejection, Row, Step
 
@@ -106,7 +107,7 @@ def adaptation_messages(question: str, answer: str, math: Literal["latex", "word
 
 def parse_adaptation(reply: str, question: str, answer: str) -> dict[str, Any]:
     """
-    The JSON object of a reply; what a model thinks in front of it, and the fence around it, are skipped.
+    The JSON object of a reply; what a model thinks in front of it, and the text and the fence around it, are skipped.
 
     Raises:
         ValueError: no JSON object, one that does not follow `ADAPTATION_SCHEMA`, a text that is missing (ADAPT), or one
@@ -114,14 +115,8 @@ def parse_adaptation(reply: str, question: str, answer: str) -> dict[str, Any]:
     """
     import jsonschema
 
-    said = reply.rpartition("</think>")[2]
-    start = said.find("{")
-    if start < 0:
-        raise ValueError("the reply holds no JSON object")
-    try:
-        adaptation, _ = json.JSONDecoder().raw_decode(said, start)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the reply is not valid JSON: {error}") from error
+    adaptation = _object_in(reply.rpartition("</think>")[2])
+    check_storable(adaptation)
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(ADAPTATION_SCHEMA).iter_errors(adaptation)
     )
@@ -136,6 +131,25 @@ def parse_adaptation(reply: str, question: str, answer: str) -> dict[str, Any]:
         if state != "REJECT" and not adaptation[part]["style"]:
             raise ValueError(f'"{part}" has no "style"; name one of {", ".join(STYLES)}')
     return adaptation
+
+
+def _object_in(said: str) -> dict[str, Any]:
+    """The first JSON object in a text that has a key of `ADAPTATION_SCHEMA`."""
+    start, reason = said.find("{"), None
+    while start >= 0:
+        end = start + 1
+        try:
+            found, end = json.JSONDecoder().raw_decode(said, start)
+            if not found.keys().isdisjoint(ADAPTATION_SCHEMA["properties"]):
+                return found
+            reason = reason or f"the JSON does not follow the schema: it has the keys {sorted(found)}"
+        except json.JSONDecodeError as error:
+            reason = reason or f"the reply is not valid JSON: {error}"
+        except RecursionError:
+            # What is nested that deep holds no object that is meant.
+            raise ValueError("the reply is not valid JSON: it is nested too deeply") from None
+        start = said.find("{", end)
+    raise ValueError(reason or "the reply holds no JSON object")
 
 
 @dataclass
