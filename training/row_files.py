@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +32,25 @@ class Entry:
 
 def read_entries(path: str | Path) -> Iterator[Entry]:
     """
-    The entries of a file, or of the files of a folder in the order of their names.
+    The entries of a file, or of the files of a folder in the order of their names. A file that cannot be read to its end
+    has an error as its last entry.
 
     Raises:
-        ValueError: the path does not exist, or is no file or folder of rows.
+        ValueError: the path does not exist, is no file or folder of rows, or is the folder of a stage of preparation that
+            is not finished or lacks a part.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"`path` {str(path)!r} does not exist; accepted are {ACCEPTED_FILES}")
     for file in _files_of(path):
-        empty = True
-        for entry in _READERS[_ending(file)](file):
-            empty = False
-            yield entry
+        empty, line = True, 0
+        try:
+            for entry in _READERS[_ending(file)](file):
+                empty, line = False, entry.line
+                yield entry
+        except (OSError, EOFError, ValueError, zlib.error, *_arrow_errors()) as error:
+            yield Entry(str(file), line + 1, error=f"the file cannot be read from here on ({error})")
+            continue
         if empty:
             yield Entry(str(file), 1, error="the file holds no rows")
 
@@ -81,7 +88,7 @@ def without_nulls(value: Any) -> Any:
     """`value` without the entries of mappings that are `None`: tables fill them in where a row lacks a key."""
     if isinstance(value, Mapping):
         return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
-    if isinstance(value, list) and value and isinstance(value[0], Mapping | list | None):
+    if isinstance(value, list) and not set(map(type, value)) <= _SIMPLE | {str}:
         return [without_nulls(entry) for entry in value]
     return value
 
@@ -102,18 +109,41 @@ def _files_of(path: Path) -> list[Path]:
     if (path / "state.json").is_file():  # what `Dataset.save_to_disk` writes
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return [path / entry["filename"] for entry in state["_data_files"]]
-    files = sorted(
-        entry
-        for entry in path.iterdir()
-        if entry.is_file()
-        and _ending(entry) in _READERS
-        and entry.name != "manifest.json"  # of a stage of preparation
-    )
+    if _is_stage(path):
+        from .token_rows import stage_parts  # with what it imports, for stages only
+
+        files = [Path(part) for part in stage_parts(path)]
+        # A part is empty where all its rows were rejected.
+        if not (files := [file for file in files if _num_rows(file)]):
+            raise ValueError(f"`path` {str(path)!r} is the folder of a stage without rows")
+        return files
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry) in _READERS)
     endings = sorted({_ending(file) for file in files})
     if len(endings) != 1:
         found = f"files of several kinds ({', '.join(endings)})" if endings else "no rows"
         raise ValueError(f"`path` {str(path)!r} is a folder with {found}; accepted are {ACCEPTED_FILES}")
     return files
+
+
+def _is_stage(path: Path) -> bool:
+    """Whether a folder holds the manifest of a stage of preparation, and no other file of that name."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"complete", "shards"} <= manifest.keys()
+
+
+def _num_rows(path: Path) -> int:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(path).num_rows
+
+
+def _arrow_errors() -> tuple[type[Exception], ...]:
+    import pyarrow
+
+    return (pyarrow.ArrowException,)
 
 
 def _read_json_lines(path: Path) -> Iterator[Entry]:
@@ -213,7 +243,7 @@ def _read_parquet(path: Path) -> Iterator[Entry]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        yield from _table_entries(path, file.iter_batches(batch_size=1000))
+        yield from _table_entries(path, file.schema_arrow, file.iter_batches(batch_size=1000))
 
 
 def _read_arrow(path: Path) -> Iterator[Entry]:
@@ -225,14 +255,25 @@ def _read_arrow(path: Path) -> Iterator[Entry]:
         except pyarrow.ArrowInvalid:  # the file format; data sets write streams
             file = pyarrow.ipc.open_file(source)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
-        yield from _table_entries(path, batches)
+            yield from _table_entries(path, file.schema, batches)
+        else:
+            yield from _table_entries(path, batches.schema, batches)
 
 
-def _table_entries(path: Path, batches) -> Iterator[Entry]:
+def _table_entries(path: Path, schema, batches) -> Iterator[Entry]:
+    # Columns of JSON texts, as stages of preparation mark them and as data sets store what has no type.
+    as_json = [
+        field.name
+        for field in schema
+        if (field.metadata or {}).get(b"encoding") == b"json"
+        or getattr(field.type, "extension_name", None) == "arrow.json"
+    ]
     number = 0
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
+            for name in as_json:
+                row[name] = None if row[name] is None else _DECODER.decode(row[name])
             yield _entry(path, number, row)
 
 

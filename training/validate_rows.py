@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in options.files:
         try:
             errors += validate_rows(file, options.kind, options.audio_root, options.check_audio)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             errors.append(RowError(file, 0, "", str(error)))
     if options.json:
         print(json.dumps([dataclasses.asdict(error) for error in errors], indent=2, ensure_ascii=False))

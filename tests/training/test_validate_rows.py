@@ -15,6 +15,9 @@ from datasets import Dataset
 from jsonschema import Draft202012Validator
 
 from dualspeech.processing.tasks import TASKS
+from dualspeech.training.data_steps.row_tables import table_of_rows
+from dualspeech.training.data_steps.shards import load_rows
+from dualspeech.training.row_files import without_nulls
 from dualspeech.training.validate_rows import (
     SCHEMA_FILE,
     check_rows,
@@ -306,6 +309,79 @@ def test_tables(tmp_path):
         assert [(error.file, error.line, error.message[:16]) for error in validate_rows(path)] == [
             (str(file), 3, "lacks `question`")
         ]
+
+
+def stage(folder, *parts, complete=True):
+    """A folder as stages of preparation leave it."""
+    folder.mkdir()
+    for number, rows in enumerate(parts):
+        pyarrow.parquet.write_table(table_of_rows(rows), folder / f"part-{number:05d}.parquet")
+    shards = [{"rows_in": 2, "rows_out": len(rows), "rejected": 0} for rows in parts]
+    (folder / "manifest.json").write_text(json.dumps({"complete": complete, "shards": shards}))
+    return folder
+
+
+def test_stages_are_read_whole_or_not_at_all(tmp_path):
+    one, two = [{"audio": "/a.wav", "text": "a"}], [{"audio": "/b.wav", "text": "b"}] * 2
+    whole = stage(tmp_path / "whole", one, [], two)
+    assert [row["text"] for row in read_rows(whole)] == ["a", "b", "b"] and validate_rows(whole) == []
+    lacking = stage(tmp_path / "lacking", one, two)
+    (lacking / "part-00001.parquet").unlink()
+    short = stage(tmp_path / "short", one, two)
+    (short / "part-00001.parquet").write_bytes((short / "part-00000.parquet").read_bytes())
+    for folder, message in (
+        (stage(tmp_path / "unfinished", one, complete=False), "is not finished"),
+        (stage(tmp_path / "none", []), "is the folder of a stage without rows"),
+        (lacking, "part-00001.parquet"),
+        (short, "part-00001.parquet' has 1 rows; the manifest says 2"),
+    ):
+        for function in (read_rows, validate_rows):
+            with pytest.raises(ValueError, match=message):
+                function(folder)
+    # Somebody else's file of this name is a file as others.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text('[{"audio": "a.wav"}]')
+    assert len(read_rows(other)) == 1
+
+
+def test_columns_of_json_texts_are_decoded(tmp_path):
+    rows = [{"audio": "/a.wav", "metadata": metadata} for metadata in ({"age": 3}, {"age": "n/a"})]
+    rows.append({"audio": "/b.wav"})
+    stage(tmp_path / "stage", rows)
+    load_rows(tmp_path / "stage", str(tmp_path / "cache")).save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "stage", tmp_path / "saved"):
+        assert [row.get("metadata") for row in read_rows(path)] == [{"age": 3}, {"age": "n/a"}, None]
+        assert validate_rows(path) == []
+
+
+def test_files_that_cannot_be_read_are_errors_with_their_name(tmp_path, capsys):
+    packed = gzip.compress("".join(f'{{"audio": "{i}.wav"}}\n' for i in range(2000)).encode())
+    (tmp_path / "short.jsonl.gz").write_bytes(packed[:-500])
+    (tmp_path / "no.jsonl.gz").write_text('{"audio": "a.wav"}')
+    for name in ("no.parquet", "no.arrow"):
+        (tmp_path / name).write_text("hello")
+    files = [tmp_path / name for name in ("short.jsonl.gz", "no.jsonl.gz", "no.parquet", "no.arrow")]
+    assert main([*map(str, files), "--json"]) == 1
+    errors = json.loads(capsys.readouterr().out)
+    assert [error["file"] for error in errors] == [str(file) for file in files]
+    assert errors[0]["line"] > 1000 and [error["line"] for error in errors[1:]] == [1, 1, 1]
+    for file, error in zip(files, errors, strict=True):
+        assert error["message"].startswith("the file cannot be read from here on (")
+        with pytest.raises(ValueError, match=f"{file.name}:{error['line']}: the file cannot be read"):
+            read_rows(file)
+    folder = tmp_path / "saved"  # of which nothing can be read, before any of its files
+    (folder / "manifest.json").mkdir(parents=True)
+    assert main([str(folder), str(files[1])]) == 1
+    assert capsys.readouterr().out.startswith(f"{folder}:0: ")
+
+
+def test_nulls_are_absent_behind_a_text():
+    chunks = ["Once", {"type": "audio", "path": "a.wav", "url": None}, ["then", {"text": "x", "path": None}]]
+    assert without_nulls({"chunks": chunks, "id": None}) == {
+        "chunks": ["Once", {"type": "audio", "path": "a.wav"}, ["then", {"text": "x"}]]
+    }
+    assert validate_rows([{"chunks": chunks[:2]}]) == []
 
 
 @pytest.mark.parametrize(
