@@ -153,21 +153,21 @@ def mix(data: Dataset, weights: str | None, seed: int, passes: str | None = None
 def load_data(arguments: DataArguments, training: TrainingArguments, model, processor, codec) -> tuple[Any, Any]:
     """Mixed (and packed) training data, and evaluation data by task (`None`: there are none)."""
     encoder = partial(encode, processor=processor, resample=arguments.resample, codec=codec)
+    check = partial(check_dualspeech_examples, config=model.config, max_length=arguments.context_length)
 
     def read(text: str) -> Dataset:
         sources = parse_sources(text).items()
-        return join({name: load_source(path, encoder, "task") for name, path in sources}, training.seed)
+        return join({name: load_source(path, encoder, "task", check) for name, path in sources}, training.seed)
 
     if arguments.train_data is None:
         train, held_out = (
             encode_rows(tiny_rows(count, seed), encoder)
             for count, seed in ((arguments.tiny_rows, training.seed), (16, training.seed + 1))
         )
+        for data in (train, held_out):
+            check(data)
     else:
         train, held_out = read(arguments.train_data), arguments.eval_data and read(arguments.eval_data)
-    for data in (train, held_out):
-        if data is not None:
-            check_dualspeech_examples(data, model.config, arguments.context_length)
     if held_out is None:
         without_evaluation(training)
     by_task = held_out and split_by(held_out, "task_type_ids", TASK_NAMES)

@@ -141,19 +141,24 @@ def encode(rows: list[dict], processor: MossSpeechProcessor, resample: bool = Fa
 def load_data(arguments: DataArguments, training: TrainingArguments, model, processor) -> tuple[Any, Any]:
     """Training data, mixed and packed, and evaluation data by name of the part (`None`: there are none)."""
     encoder = partial(encode, processor=processor, resample=arguments.resample)
+    if arguments.context_length is None:
+        arguments.context_length = model.config.max_position_embeddings
+    check = partial(check_moss_speech_examples, config=model.config, max_length=arguments.context_length)
     if arguments.train_data is None:
         names = list(parse_weights(arguments.passes or arguments.weights or "chat=1"))
         parts, held_out = (
             {name: encode_rows(tiny_moss_rows(name, count, seed), encoder) for name in names}
             for count, seed in ((arguments.tiny_rows, training.seed), (8, training.seed + 1))
         )
+        for data in (*parts.values(), *held_out.values()):
+            check(data)
     else:
         parts, held_out = (
-            {name: load_source(path, encoder) for name, path in ({} if text is None else parse_sources(text)).items()}
-            for text in (arguments.train_data, arguments.eval_data)
+            {name: load_source(path, encoder, check=check) for name, path in sources.items()}
+            for sources in (
+                {} if text is None else parse_sources(text) for text in (arguments.train_data, arguments.eval_data)
+            )
         )
-    for data in (*parts.values(), *held_out.values()):
-        check_moss_speech_examples(data, model.config, arguments.context_length)
     if not held_out:
         without_evaluation(training)
     train = join(parts, training.seed, arguments.weights, arguments.passes)

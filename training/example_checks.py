@@ -25,7 +25,11 @@ _TASK_IDS = np.array(sorted(TASK_IDS.values()))
 
 
 def check_dualspeech_examples(
-    dataset: Any, config: DualSpeechConfig, max_length: int | None = None, batch_size: int = 10_000
+    dataset: Any,
+    config: DualSpeechConfig,
+    max_length: int | None = None,
+    batch_size: int = 10_000,
+    name: str = "dataset",
 ) -> None:
     """
     Check token rows of DualSpeechLM, as [`DualSpeechProcessor.build_examples`] makes them with `targets`.
@@ -42,12 +46,13 @@ def check_dualspeech_examples(
         config: of the model (or a model).
         max_length: the longest accepted row in ids.
         batch_size: rows looked at together.
+        name: what the rows are called in errors, such as the file that holds them.
 
     Raises:
         ValueError: with the first 20 of the bad rows and their number; or no rows at all.
     """
     config = getattr(config, "config", config)
-    problems = RowProblems("dataset")
+    problems = RowProblems(name)
     needed = ["input_ids", "labels", "prompt_mask", "task_type_ids"]
     if config.acoustic_config is not None:
         needed += ["acoustic_labels"]
@@ -58,7 +63,11 @@ def check_dualspeech_examples(
 
 
 def check_moss_speech_examples(
-    dataset: Any, config: SplitLayerQwen3Config, max_length: int | None = None, batch_size: int = 10_000
+    dataset: Any,
+    config: SplitLayerQwen3Config,
+    max_length: int | None = None,
+    batch_size: int = 10_000,
+    name: str = "dataset",
 ) -> None:
     """
     Check token rows of MOSS-Speech, as `MossSpeechProcessor.build_examples` and `build_documents` make them.
@@ -70,7 +79,7 @@ def check_moss_speech_examples(
     Args, Raises: see [`check_dualspeech_examples`].
     """
     config = getattr(config, "config", config)
-    problems = RowProblems("dataset")
+    problems = RowProblems(name)
     for table in tables_of(dataset, ["input_ids", "labels"], batch_size, problems):
         _check_moss_speech_table(table, config, max_length, problems)
     problems.raise_if_any()

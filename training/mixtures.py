@@ -1,5 +1,6 @@
 """Mixtures of data sets by weight, drawn from a seed."""
 
+import math
 from collections.abc import Mapping
 
 from datasets import Dataset, concatenate_datasets, interleave_datasets
@@ -15,21 +16,25 @@ def mix_datasets(
 
     Args:
         parts: data sets with the same columns, by name.
-        weights: weight of each part, at least 0 with one above 0; names without a part are not looked at.
+        weights: weight of each part, finite and at least 0 with one above 0; names without a part are not looked at.
         seed: of the draws and of the order of rows.
         num_rows: length of the mixture; by default it ends when every part of positive weight has been seen whole.
 
     Raises:
-        ValueError: no parts, an empty part, a part without a weight, a negative weight, or all weights 0.
+        ValueError: no parts, an empty part, parts with different columns, a part without a weight, a weight that is
+            negative or not finite, all weights 0, or a length below 1.
     """
     if not parts:
         raise ValueError("`parts` is empty; at least one data set is needed")
     if missing := sorted(set(parts) - set(weights)):
         raise ValueError(f"`weights` has no weight for {missing}; it has {dict(weights)}")
-    if wrong := {name: weights[name] for name in parts if not weights[name] >= 0}:
-        raise ValueError(f"`weights` must be at least 0, got {wrong}")
+    if wrong := {name: weights[name] for name in parts if not 0 <= weights[name] < math.inf}:
+        raise ValueError(f"`weights` must be at least 0 and finite, got {wrong}")
+    if num_rows is not None and num_rows < 1:
+        raise ValueError(f"`num_rows` is {num_rows}; accepted is at least 1, or None")
     if empty := sorted(name for name, part in parts.items() if not len(part)):
         raise ValueError(f"`parts`: {empty} have no rows")
+    check_columns(parts)
     used = {name: part for name, part in parts.items() if weights[name] > 0}
     if not used:
         raise ValueError(f"`weights` of {sorted(parts)} are all 0; at least one must be positive")
@@ -47,6 +52,18 @@ def mix_datasets(
     while len(mixed) < num_rows:
         mixed = concatenate_datasets([mixed, mixed])
     return mixed.select(range(num_rows))
+
+
+def check_columns(parts: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        ValueError: parts with different columns; what one lacks would be filled in with `None`.
+    """
+    columns = {name: set(part.column_names) for name, part in parts.items()}
+    everywhere = set.intersection(*columns.values())
+    if others := {name: sorted(found - everywhere) for name, found in columns.items() if found != everywhere}:
+        listed = ", ".join(f"{name!r} also has {found}" for name, found in others.items())
+        raise ValueError(f"`parts` need the same columns; all have {sorted(everywhere)}, {listed}")
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -69,4 +86,4 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-__all__ = ["mix_datasets", "parse_weights"]
+__all__ = ["check_columns", "mix_datasets", "parse_weights"]

@@ -11,8 +11,9 @@ from datasets import Dataset, concatenate_datasets
 from transformers import TrainingArguments
 
 from ..processing.audio import load_audio
-from .mixtures import mix_datasets, parse_weights
+from .mixtures import check_columns, mix_datasets, parse_weights
 from .packing import PackedDataset
+from .token_rows import num_rows, stage_parts
 from .validate_rows import check_rows, read_rows
 
 # Rows are encoded together this many at a time.
@@ -53,7 +54,11 @@ class DataArguments:
         default=False, metadata={"help": "several examples in one sequence of at most context_length, without padding"}
     )
     context_length: int | None = field(
-        default=None, metadata={"help": "longest accepted example, and the length of packed sequences"}
+        default=None,
+        metadata={
+            "help": "longest accepted example, and the length of packed sequences; by default train_moss_speech accepts "
+            "what its model has positions for"
+        },
     )
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
     tiny_rows: int = field(default=64, metadata={"help": "rows of generated training data without train_data"})
@@ -131,6 +136,7 @@ def load_source(
     path: str | Path,
     encode: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
     kind: str | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Dataset:
     """
     Token rows of one source: a folder of Parquet shards of token rows as it is; raw rows checked and encoded.
@@ -138,32 +144,72 @@ def load_source(
     Args:
         encode: see `encode_rows`.
         kind: of raw rows, see `check_rows`.
+        check: looks at the token rows, called as `check(rows, name=file)` for each shard and for the file of raw rows;
+            see `example_checks`.
 
     Raises:
-        ValueError: no rows, or bad ones, with their places. Token rows are not looked at; see `example_checks`.
+        ValueError: no rows, or bad ones, with their places; see `token_shards` for folders.
     """
-    if (shards := token_shards(path)) is not None:
+    if (shards := token_shards(path)) is None:
+        check_rows(path, kind=kind)
+        data = encode_rows(read_rows(path), encode)
+        shards, counts = [str(path)], [len(data)]
+    else:
+        counts = [num_rows(shard) for shard in shards]
+        if not any(counts):
+            raise ValueError(f"data {str(path)!r} has no rows")
+        data = _read_shards(path, shards)
+    stops = np.cumsum(counts).tolist()
+    for shard, count, stop in zip(shards, counts, stops, strict=True):
+        if check is not None and count:
+            check(data.select(range(stop - count, stop)), name=shard)
+    return data
+
+
+def _read_shards(path: str | Path, shards: list[str]) -> Dataset:
+    import pyarrow
+    import pyarrow.parquet as pq
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
         return Dataset.from_parquet(shards)
-    check_rows(path, kind=kind)
-    return encode_rows(read_rows(path), encode)
+    except (DatasetGenerationError, pyarrow.ArrowException) as error:
+        for shard in shards:  # the error does not say which
+            try:
+                with pq.ParquetFile(shard) as file:
+                    for _ in file.iter_batches():
+                        pass
+            except (pyarrow.ArrowException, OSError) as found:
+                raise ValueError(f"{shard!r} cannot be read as Parquet: {found}") from found
+        reason = error.__cause__ or error
+        raise ValueError(f"the shards in {str(path)!r} do not fit each other: {reason}") from error
 
 
 def token_shards(path: str | Path) -> list[str] | None:
     """The Parquet shards of a folder of token rows in the order of their names, `None` if it holds something else.
 
     Raises:
-        ValueError: token rows without labels, or a stage of data preparation that is not finished.
+        ValueError: token rows without labels, shards with different columns, a file that cannot be read, or a stage of
+            data preparation that is not finished or lacks a part.
     """
     import pyarrow.parquet
 
-    shards = sorted(str(shard) for shard in Path(path).glob("*.parquet")) if Path(path).is_dir() else []
-    columns = set(pyarrow.parquet.read_schema(shards[0]).names) if shards else set()
-    if "input_ids" not in columns:
-        return None
     if (Path(path) / "manifest.json").is_file():
-        from .data_steps.row_sources import finished_manifest
-
-        finished_manifest(Path(path))
+        shards = stage_parts(path)
+    else:
+        shards = sorted(str(shard) for shard in Path(path).glob("*.parquet")) if Path(path).is_dir() else []
+    for shard in shards:
+        num_rows(shard)
+    names = {shard: set(pyarrow.parquet.read_schema(shard).names) for shard in shards}
+    columns = names[shards[0]] if shards else set()
+    if not any("input_ids" in found for found in names.values()):
+        return None
+    for shard, found in names.items():
+        if found != columns:
+            raise ValueError(
+                f"{shard!r} has the columns {sorted(found)}, {shards[0]!r} has {sorted(columns)}; shards of one folder need "
+                "the same"
+            )
     if "labels" not in columns:
         raise ValueError(f"data {str(path)!r} has no column 'labels'; it has {sorted(columns)}")
     return shards
@@ -178,7 +224,8 @@ def join(parts: Mapping[str, Dataset], seed: int, weights: str | None = None, pa
         weights, passes: `"name=number,..."`; at most one of them.
 
     Raises:
-        ValueError: a part without a number, a number without a part, or a number that is not accepted.
+        ValueError: parts with different columns, a part without a number, a number without a part, a number that is not
+            accepted, or passes that leave no row.
     """
     kept = set.intersection(*(set(part.column_names) for part in parts.values()))
     parts = {
@@ -187,10 +234,14 @@ def join(parts: Mapping[str, Dataset], seed: int, weights: str | None = None, pa
         )
         for name, part in parts.items()
     }
+    check_columns(parts)
     if weights is not None:
         return mix_datasets(parts, _numbers(weights, parts, "weights"), seed)
     numbers = dict.fromkeys(parts, 1.0) if passes is None else _numbers(passes, parts, "passes")
     repeated = [repeat(part, numbers[name], seed + place) for place, (name, part) in enumerate(parts.items())]
+    if not any(map(len, repeated)):
+        sizes = {name: len(part) for name, part in parts.items()}
+        raise ValueError(f"`passes` {passes!r} leave no row of parts with {sizes} rows; give larger numbers")
     return concatenate_datasets([part for part in repeated if len(part)])
 
 

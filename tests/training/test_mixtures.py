@@ -54,6 +54,7 @@ def test_weight_zero_leaves_a_part_out():
         ({"a": 1, "b": 1}, {"a": 1}, r"no weight for \['b'\]"),
         ({"a": 1, "b": 1}, {"a": 1, "b": -1}, "must be at least 0"),
         ({"a": 1}, {"a": float("nan")}, "must be at least 0"),
+        ({"a": 1, "b": 1}, {"a": 1, "b": float("inf")}, "at least 0 and finite, got {'b': inf}"),
         ({"a": 1, "b": 0}, {"a": 1, "b": 1}, r"\['b'\] have no rows"),
         ({"a": 1, "b": 1}, {"a": 0, "b": 0}, "all 0"),
     ],
@@ -61,6 +62,14 @@ def test_weight_zero_leaves_a_part_out():
 def test_bad_mixtures(sizes, weights, message):
     with pytest.raises(ValueError, match=message):
         mix_datasets(parts(**sizes), weights, seed=0)
+
+
+def test_bad_lengths_and_columns():
+    with pytest.raises(ValueError, match="`num_rows` is -1; accepted is at least 1"):
+        mix_datasets(parts(a=3), {"a": 1}, seed=0, num_rows=-1)
+    other = {**parts(a=3), "b": Dataset.from_dict({"row": ["b0"], "more": [1]})}
+    with pytest.raises(ValueError, match=r"need the same columns; all have \['row'\], 'b' also has \['more'\]"):
+        mix_datasets(other, {"a": 1, "b": 1}, seed=0)
 
 
 def test_weights_as_text():

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from dualspeech.training.packing import PackedDataset
+from dualspeech.training.token_rows import load_token_rows
 from dualspeech.training.training_data import (
     DataArguments,
     dataset_of,
@@ -81,6 +84,58 @@ def test_token_rows_are_read_as_they_are(tmp_path):
         load_source(tmp_path, encode)
 
 
+def write_stage(folder, *parts, complete=True):
+    folder.mkdir(exist_ok=True)
+    for number, part in enumerate(parts):
+        part.to_parquet(folder / f"part-{number:05d}.parquet")
+    manifest = {"complete": complete, "step": {}, "shards": [{"rows_out": len(part)} for part in parts]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_stages_are_whole(tmp_path):
+    folder = write_stage(tmp_path / "stage", tokens("a", 3), tokens("b", 2))
+    assert len(load_source(folder, encode)) == 5
+    tokens("b", 1).to_parquet(folder / "part-00001.parquet")
+    with pytest.raises(ValueError, match=r"part-00001.parquet' has 1 rows; the manifest says 2"):
+        load_source(folder, encode)
+    (folder / "part-00001.parquet").unlink()
+    for load in (partial(load_source, encode=encode), load_token_rows):
+        with pytest.raises(ValueError, match=r"lacks \['part-00001.parquet'\], which its manifest lists"):
+            load(folder)
+    write_stage(folder, tokens("a", 3))
+    tokens("b", 1).to_parquet(folder / "more.parquet")
+    with pytest.raises(ValueError, match=r"has \['more.parquet'\], which its manifest does not list"):
+        load_source(folder, encode)
+
+
+def test_shards_that_cannot_be_read_are_named(tmp_path):
+    for number in range(3):
+        tokens("a", 2).to_parquet(tmp_path / f"part-{number}.parquet")
+    shard = tmp_path / "part-1.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"part-1.parquet' cannot be read as Parquet"):
+        load_source(tmp_path, encode)
+    shard.write_bytes(whole[:4] + bytes(len(whole) // 4) + whole[4 + len(whole) // 4 :])
+    with pytest.raises(ValueError, match=r"part-1.parquet' cannot be read as Parquet"):
+        load_source(tmp_path, encode)
+    tokens("a", 2).remove_columns("length").to_parquet(shard)
+    with pytest.raises(ValueError, match=r"part-1.parquet' has the columns \['input_ids', 'labels', 'name'\]"):
+        load_source(tmp_path, encode)
+
+
+def test_each_shard_is_checked(tmp_path):
+    for number in range(3):
+        tokens("a", 2).to_parquet(tmp_path / f"part-{number}.parquet")
+    seen = []
+    load_source(tmp_path, encode, check=lambda data, name: seen.append((Path(name).name, len(data))))
+    assert seen == [("part-0.parquet", 2), ("part-1.parquet", 2), ("part-2.parquet", 2)]
+    path, seen[:] = write_rows(tmp_path / "rows.jsonl", ["hello", "one"]), []
+    load_source(path, encode, check=lambda data, name: seen.append((name, data["source"][:])))
+    assert seen == [(str(path), [f"{path}:1", f"{path}:2"])]
+
+
 def test_token_rows_without_labels(tmp_path):
     tokens("a", 2).remove_columns("labels").to_parquet(tmp_path / "part-00000.parquet")
     with pytest.raises(ValueError, match="no column 'labels'"):
@@ -122,6 +177,14 @@ def test_bad_numbers_of_parts():
             join(parts, 0, weights=numbers)
     with pytest.raises(ValueError, match="exclude each other"):
         DataArguments(weights="a=1", passes="a=1")
+
+
+def test_parts_that_cannot_be_joined():
+    parts = {"a": tokens("a", 4), "b": tokens("b", 4)}
+    with pytest.raises(ValueError, match=r"`passes` 'a=0.001,b=0.1' leave no row of parts with {'a': 4, 'b': 4} rows"):
+        join(parts, 0, passes="a=0.001,b=0.1")
+    with pytest.raises(ValueError, match=r"'b' also has \['length'\]"):
+        join({"a": parts["a"].remove_columns("length"), "b": parts["b"]}, 0)
 
 
 def test_a_begun_pass_has_no_row_twice():
