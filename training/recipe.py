@@ -121,7 +121,7 @@ def parse_arguments(
     parsed = parser.parse_args_into_dataclasses(arguments)
     recipe_arguments = parsed[len(groups) - 1]
     training = next((entry for entry in parsed if isinstance(entry, TrainingArguments)), None)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = started_processes()
     if training is not None and processes > 1 and training.world_size == 1:
         raise ValueError(
             f"{processes} processes were started, but each would train alone: give --use_cpu for processes on the CPU"
@@ -131,6 +131,11 @@ def parse_arguments(
             recipe_arguments.global_batch_size, training.per_device_train_batch_size, training.world_size
         )
     return parsed
+
+
+def started_processes() -> int:
+    """Processes that a launcher (accelerate, torchrun) says it started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def accumulation_steps(global_batch_size: int, per_device_batch_size: int, world_size: int) -> int:
@@ -148,4 +153,11 @@ def accumulation_steps(global_batch_size: int, per_device_batch_size: int, world
     return global_batch_size // at_once
 
 
-__all__ = ["RecipeArguments", "accumulation_steps", "parse_arguments", "read_recipe", "recipe_names"]
+__all__ = [
+    "RecipeArguments",
+    "accumulation_steps",
+    "parse_arguments",
+    "read_recipe",
+    "recipe_names",
+    "started_processes",
+]

@@ -13,6 +13,7 @@ from dualspeech.training.recipe import (
     parse_arguments,
     read_recipe,
     recipe_names,
+    started_processes,
 )
 
 
@@ -62,8 +63,8 @@ def test_global_batch_size(tmp_path):
 
 
 def test_processes_that_would_train_alone(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(TrainingArguments, "world_size", 1)
+    assert started_processes() == 1
+    monkeypatch.setattr("dualspeech.training.recipe.started_processes", lambda: 2)
     with pytest.raises(ValueError, match="2 processes were started, but each would train alone: give --use_cpu"):
         parse()
 
