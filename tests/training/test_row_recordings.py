@@ -1,6 +1,7 @@
 """Recordings in rows: all forms, files that replace themselves, keys that do not depend on the order of rows."""
 
 import base64
+import errno
 import io
 
 import numpy as np
@@ -39,8 +40,10 @@ def test_every_form_of_a_recording(tmp_path):
 def test_files_are_named_by_their_keys(tmp_path):
     names = {store_recording(tone(0.1), 16000, str(tmp_path), key) for key in ("a/b", "a:b", "a_b", "../a", "x" * 500)}
     assert len(names) == 5
-    assert store_recording(tone(0.2), 16000, str(tmp_path), "a/b") in names
-    assert len(list(tmp_path.iterdir())) == 5  # and nothing half written
+    assert store_recording(tone(0.1), 16000, str(tmp_path), "a/b") in names
+    # Another recording of the same key replaces none.
+    assert store_recording(tone(0.2), 16000, str(tmp_path), "a/b") not in names
+    assert len(list(tmp_path.iterdir())) == 6  # and nothing half written
 
 
 def test_parts(tmp_path):
@@ -71,6 +74,8 @@ def test_keys():
     assert row_key({"text": "x"}) == row_key({"text": "x"}) != row_key({"text": "y"})
     draws = [row_random(0, {"source": f"b:{i}"}).random() for i in (1, 2, 1)]
     assert draws[0] == draws[2] != draws[1]
+    draws = [row_random(0, {"id": "a"}, {"text": text}).random() for text in "xyx"]
+    assert draws[0] == draws[2] != draws[1]
     assert row_random(1, {"source": "b:1"}).random() != draws[0]
 
 
@@ -79,6 +84,26 @@ def test_texts():
     for wrong in (None, "", "  ", 3):
         with pytest.raises(ValueError, match="text"):
             text_of({"text": wrong}, "text")
+
+
+def test_failures_of_the_machine_are_no_bad_recordings(tmp_path, monkeypatch):
+    path = store_recording(tone(0.1), 16000, str(tmp_path), "a")
+    with pytest.raises(ValueError, match="too long"):
+        read_recording({"audio": "x" * 5000})
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("dualspeech.training.data_steps.row_recordings.load_audio", _unreadable)
+    with pytest.raises(ValueError, match="no audio"):
+        read_recording({"audio": path})
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_recording({"audio": path})
+
+
+def _unreadable(*_arguments):
+    raise ValueError("no audio")
 
 
 def test_bytes_are_a_whole_file():

@@ -124,6 +124,22 @@ def test_speakers(command):
     assert {"question_audio", "answer_audio"} <= set(both)
 
 
+def test_rows_of_one_key_keep_their_own_recordings(command, tmp_path):
+    rows = [{"text": "a" * (1 + number), "source": "CCI3"} for number in range(12)]
+    step = SynthesizeSpeech(command, str(tmp_path), speakers=["soft", "loud"])
+    made = [row for (row,) in step.process(rows)]
+    assert [len(read_recording(row)[0]) for row in made] == [80 * (1 + number) for number in range(12)]
+    assert {row["metadata"]["audio_speaker"] for row in made} == {"soft", "loud"}
+
+
+def test_failures_of_the_machine_end_the_run(command, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"file"):
+        apply_step(SynthesizeSpeech(command, str(tmp_path / "file" / "speech")), [{"text": "a"}])
+    with pytest.raises(FileNotFoundError):
+        apply_step(SynthesizeSpeech(CommandBackend(["no-such-program", "{output}"])), [{"text": "a"}])
+
+
 def test_rejections(command):
     step = SynthesizeSpeech(command)
     outcomes = apply_step(step, [{"text": ""}, {"text": "fail"}, {"other": 1}, {"text": "fine"}])

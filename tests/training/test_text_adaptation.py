@@ -107,7 +107,7 @@ def test_json_within_a_reply(text):
         (reply(answer=part("ADAPT", " ")), '"answer" has the state ADAPT but no "text"'),
         (reply(question=part(text="Other?")), "PASSTHROUGH but another"),
         (reply(question=part(style="")), 'no "style"'),
-        (reply(question=part("ADAPT", "x \ud83d")), "is not Unicode"),
+        (reply(question=part("ADAPT", "x \ud83d")), "which UTF-8 cannot encode"),
         ('{"question": ' * 3000, "nested too deeply"),
         ('{"a": 1}', "does not follow the schema"),
     ],

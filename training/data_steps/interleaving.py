@@ -79,7 +79,8 @@ class ChunkAndInterleave(Step):
     """
     A recording with the times of its words becomes a document of chunks of 3 to 6 seconds, each either audio or its text.
 
-    Cuts lie in the middle between two words. What is drawn follows from `seed` and the `id` or `source` of the row.
+    Cuts lie in the middle between two words. What is drawn follows from `seed`, the `id` or `source` of the row and its
+    words.
 
     Args:
         storage (`str`, *optional*): of the audio chunks, see [`VoiceActivity`].
@@ -124,7 +125,7 @@ class ChunkAndInterleave(Step):
         words = checked_words(field_of(row, self.words_key), duration)
         text, ends = _text_of_words(words, row.get(self.text_key))
         boundaries = [(word["end"] + behind["start"]) / 2 for word, behind in pairwise(words)]
-        draw = row_random(self.seed, row)
+        draw = row_random(self.seed, row, words)
         cuts = cut_times(boundaries, duration, self.min_seconds, self.max_seconds, draw)
 
         # Spans in seconds, in characters of the text, and whether it is audio.

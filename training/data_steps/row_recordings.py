@@ -1,5 +1,6 @@
 """Recordings in rows of data: reading each of their forms, storing new ones, and the keys that rows go by."""
 
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,8 @@ from .row_audio import decode_bytes
 
 # `storage` of parts of recordings that are not written.
 SEGMENTS = "segments"
+# Errors of the system for which no row is to blame.
+_OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE)
 
 
 def row_key(row: Mapping[str, Any]) -> str:
@@ -30,9 +33,11 @@ def row_key(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def row_random(seed: int, row: Mapping[str, Any]) -> random.Random:
-    """A generator that follows from `seed` and the key of the row, and so not from the order of rows."""
-    return random.Random(f"{seed}/{row_key(row)}")
+def row_random(seed: int, row: Mapping[str, Any], *content: Any) -> random.Random:
+    """A generator that follows from `seed`, the key of the row and `content`, what a step works on, as JSON values: not
+    from the order of rows, and rows draw on their own even where several have the same key."""
+    said = json.dumps(content, sort_keys=True, ensure_ascii=False, default=repr)
+    return random.Random(f"{seed}/{row_key(row)}/{hashlib.sha256(said.encode()).hexdigest()}")
 
 
 def field_of(row: Mapping[str, Any], key: str) -> Any:
@@ -66,7 +71,32 @@ def read_recording(
     Raises:
         ValueError: no recording, base64 that is none, or what [`~processing.audio.load_audio`] refuses.
     """
-    return load_audio(decode_bytes(field_of(row, key)), sampling_rate, resample=sampling_rate is not None)
+    return load_recording(decode_bytes(field_of(row, key)), sampling_rate, sampling_rate is not None)
+
+
+def load_recording(audio: Any, sampling_rate: int | None = None, resample: bool = False) -> tuple[np.ndarray, int]:
+    """[`~processing.audio.load_audio`] for rows: failures of the machine are told from bad recordings.
+
+    Raises:
+        ValueError: the recording is bad.
+        OSError: the file may be good but cannot be read now, such as with too many open files.
+    """
+    try:
+        return load_audio(audio, sampling_rate, resample)
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        raise ValueError(f"`audio`: {error}") from error
+    except ValueError as bad:
+        path = audio.get("path") if isinstance(audio, Mapping) and audio.get("bytes") is None else audio
+        if isinstance(path, (str, os.PathLike)):
+            try:
+                with open(path, "rb") as file:
+                    file.read(1)
+            except (OSError, ValueError) as error:
+                if getattr(error, "errno", None) in _OF_THE_MACHINE:
+                    raise error from bad
+        raise
 
 
 def store_recording(samples: np.ndarray, sampling_rate: int, folder: str | None, key: str) -> str | dict[str, bytes]:
@@ -76,7 +106,8 @@ def store_recording(samples: np.ndarray, sampling_rate: int, folder: str | None,
         samples: `[S]` in [-1, 1]; what lies outside is clipped.
         sampling_rate: in Hz.
         folder: of the file, made if needed; `None` keeps the recording in the row as `{"bytes": ...}`.
-        key: unique for the recording; the name of the file follows from it, so that running again replaces the file.
+        key: what the recording is called. The name of the file follows from it and from the samples: running again gives
+            the same file, and one with other samples is never replaced.
     """
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, sampling_rate, format="FLAC", subtype="PCM_16")
@@ -84,7 +115,8 @@ def store_recording(samples: np.ndarray, sampling_rate: int, folder: str | None,
         return {"bytes": buffer.getvalue()}
     # The key may hold what file names may not, and differ from another one in nothing else.
     readable = re.sub(r"[^\w.-]+", "_", key)[-60:].lstrip(".")
-    path = Path(folder) / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.flac"
+    digest = hashlib.sha256(key.encode() + b"\0" + buffer.getvalue()).hexdigest()[:16]
+    path = Path(folder) / f"{readable}-{digest}.flac"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     partial.write_bytes(buffer.getvalue())
@@ -140,6 +172,7 @@ __all__ = [
     "SEGMENTS",
     "audio_content",
     "field_of",
+    "load_recording",
     "part_of_recording",
     "read_recording",
     "row_key",

@@ -1,5 +1,6 @@
 """Speech synthesizers behind one small interface: a command, a model of transformers, or DualSpeechLM."""
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -93,6 +94,12 @@ class CommandBackend(SpeechBackend):
                 done = subprocess.run(command, input=given, capture_output=True, timeout=self.timeout_seconds)
             except subprocess.TimeoutExpired as error:
                 raise ValueError(f"{self.command[0]!r} took more than {self.timeout_seconds} s") from error
+            except OSError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+                raise ValueError(
+                    f"`text` of {len(text)} characters is too long for an argument of a program"
+                ) from error
             said = done.stderr.decode("utf-8", "replace").strip()
             if done.returncode or not Path(output).is_file():
                 raise ValueError(f"{self.command[0]!r} ended with {done.returncode} and no recording: {said:.300}")

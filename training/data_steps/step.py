@@ -1,5 +1,6 @@
 """Steps of data preparation: rows in, rows or rejections out, the same object for every way of running it."""
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -48,7 +49,8 @@ class Step(ABC):
 
     @abstractmethod
     def process(self, rows: Sequence[Row]) -> list[Outcome]:
-        """One outcome per row. A `ValueError` or `OSError` says that a row of the batch is bad: see `apply_step`."""
+        """One outcome per row. A `ValueError` says that a row of the batch is bad, anything else ends the run: see
+        `apply_step`."""
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides what the step makes, as JSON values: results are resumed only with the same."""
@@ -63,6 +65,7 @@ def apply_step(step: Step, rows: Sequence[Row]) -> list[Outcome]:
 
     Raises:
         RuntimeError: the step does not return one outcome per row.
+        OSError: a failure of the machine (a full disk, a missing program), for which no row is to blame.
     """
     rows = list(rows)
     if not rows:
@@ -70,6 +73,9 @@ def apply_step(step: Step, rows: Sequence[Row]) -> list[Outcome]:
     try:
         outcomes = list(step.process(rows))
     except (ValueError, OSError) as error:
+        # The one error of the system that a path in a row can cause.
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
         if len(rows) == 1:
             return [Rejection(str(error) or type(error).__name__)]
         middle = len(rows) // 2

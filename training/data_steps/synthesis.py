@@ -30,8 +30,8 @@ class SynthesizeSpeech(Step):
         storage (`str`, *optional*): a folder for FLAC files (16 bits); by default their bytes stand in the row.
         text_key, audio_key (`str`, *optional*): names of the text and of its recording in a row.
         speaker_key (`str`, *optional*): name of the speaker in a row, to read it there.
-        speakers (`list[str]`, *optional*): for rows without a speaker of their own, one of these is drawn from `seed` and
-            the `id` or `source` of the row. The speaker is kept in `metadata`, as `"<audio_key>_speaker"`.
+        speakers (`list[str]`, *optional*): for rows without a speaker of their own, one of these is drawn from `seed`,
+            the `id` or `source` of the row and the text. The speaker is kept in `metadata`, as `"<audio_key>_speaker"`.
         seed (`int`, *optional*, defaults to 0).
         max_characters (`int`, *optional*, defaults to 300): longer texts are spoken in pieces, cut behind sentences
             where possible.
@@ -64,7 +64,7 @@ class SynthesizeSpeech(Step):
         speaker = row.get(self.speaker_key) if self.speaker_key else None
         if speaker is None and self.speakers:
             # The same voices in another column are other draws.
-            draw = row_random(self.seed, {"id": f"{row_key(row)}/{self.audio_key}"})
+            draw = row_random(self.seed, row, self.audio_key, text)
             speaker = draw.choice(self.speakers)
         waveforms, rates = [], set()
         for piece in split_sentences(text, self.max_characters):

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ..row_files import problem_of
 from .chat_backends import ChatBackend, Message
-from .row_checks import check_storable
 from .row_recordings import text_of
 from .step import Outcome, Rejection, Row, Step
 
@@ -116,7 +116,8 @@ def parse_adaptation(reply: str, question: str, answer: str) -> dict[str, Any]:
     import jsonschema
 
     adaptation = _object_in(reply.rpartition("</think>")[2])
-    check_storable(adaptation)
+    if problem := problem_of(adaptation):
+        raise ValueError(f"the JSON cannot be stored: {problem}")
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(ADAPTATION_SCHEMA).iter_errors(adaptation)
     )

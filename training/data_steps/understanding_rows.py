@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...processing.audio import load_audio
 from ..data_collator_us_tokenizer import PROMPTS
 from .row_audio import decode_bytes, map_recordings
 from .row_checks import check_row
-from .row_recordings import store_recording
+from .row_recordings import load_recording, store_recording
 from .step import Outcome, Rejection, Row, Step
 
 
@@ -53,7 +52,7 @@ class PrepareUnderstanding(Step):
             raise ValueError(f"`question` is missing in a row of the task {task!r}")
         if row.get("audio") is None or isinstance(row["audio"], list):
             raise ValueError("`audio` must be a recording; codes do not train the tokenizer")
-        samples, rate = load_audio(row["audio"], self.sampling_rate, resample=self.resample)
+        samples, rate = load_recording(row["audio"], self.sampling_rate, self.resample)
         if len(samples) > self.max_seconds * rate:
             raise ValueError(f"`audio` is {len(samples) / rate:.3f} s long; accepted are up to {self.max_seconds} s")
         return {**row, "audio": store_recording(samples, rate, None, ""), "targets": text}
