@@ -13,6 +13,7 @@ _KINDS = {
     "boolean": "true or false",
     "null": "null",
 }
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
 _SHOWN = 60  # characters of a wrong value
 
 
@@ -51,9 +52,10 @@ def messages_of(error: Any) -> Iterator[tuple[str, str]]:
         yield place, f"is empty; accepted is {accepted or 'one that is not'}"
     elif error.validator == "maxItems":
         yield place, f"has {len(value)} entries; accepted is {accepted or f'at most {given}'}"
-    elif error.validator in ("minimum", "exclusiveMinimum"):
-        bound = "at least" if error.validator == "minimum" else "more than"
-        yield place, f"is {shown(value)}; accepted is {bound} {given}"
+    elif error.validator in _BOUNDS:
+        yield place, f"is {shown(value)}; accepted is {_BOUNDS[error.validator]} {given}"
+    elif error.validator == "pattern" and not value.strip():
+        yield place, f"is {'white space' if value else 'empty'}; accepted is {accepted or 'a text that is not empty'}"
     else:
         yield place, f"is {shown(value)}; accepted is {accepted or f'{error.validator} {given}'}"
 

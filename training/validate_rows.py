@@ -38,6 +38,7 @@ _SHOWN = 20
 _TELLING_KEYS = ("task", "role", "type", "output_modality")
 _RIGHT_SHAPES: set[Any] = set()
 _MOST_SHAPES = 10_000
+_MOST_SECONDS = 1e9  # as in the schema
 _NOT_PLAIN = (Mapping, list, tuple, np.ndarray, bytes, os.PathLike)
 
 
@@ -196,7 +197,7 @@ def _resolved(path: str, folder: str, is_speaker: bool = False) -> str:
     if not path or path.startswith(("http://", "https://", "data:")):
         return path
     joined = os.path.join(folder, path)
-    return path if is_speaker and not os.path.exists(joined) else joined
+    return path if is_speaker and not os.path.isfile(joined) else joined
 
 
 def _kind_of(row: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -243,33 +244,74 @@ def _row_errors(row: Mapping[str, Any], kind: str | None) -> list[tuple[str, str
 def _shape(value: Any, key: str | None = None) -> Any:
     """All that the schema looks at in a value: rows of one shape are right or wrong together, and most rows share a few."""
     if isinstance(value, str):
-        return value if key in _TELLING_KEYS else (str, value != "")
+        return value if key in _TELLING_KEYS else (str, value != "", value == "" or value.isspace())
     if isinstance(value, Mapping):
         return dict if key == "metadata" else tuple((name, _shape(entry, name)) for name, entry in value.items())
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        value = value.tolist()
     if isinstance(value, np.ndarray):
         numbers = value.dtype.kind in "iuf" and value.size > 0
-        return np.ndarray, value.dtype, value.ndim, value.size > 0, bool(numbers and value.min() >= 0)
+        whole = numbers and bool((value % 1 == 0).all())
+        return np.ndarray, value.dtype, value.ndim, value.size > 0, bool(numbers and value.min() >= 0), whole
     if isinstance(value, list | tuple):
         kinds = frozenset(map(type, value))
         if kinds <= {int, float}:
-            return list, kinds, bool(value) and min(value) >= 0
+            whole = float not in kinds or all(entry % 1 == 0 for entry in value)
+            return list, kinds, bool(value) and min(value) >= 0, whole
         return list, min(len(value), 2), frozenset(_shape(entry, key) for entry in value)
     if isinstance(value, int | float):
-        return type(value), value > 0, value >= 0, value >= 1
+        return type(value), value > 0, value >= 0, value >= 1, value <= _MOST_SECONDS, value % 1 == 0
     return type(value), bool(value)
 
 
 def _errors_beyond_the_schema(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a schema cannot say."""
     for mapping, key, place in recordings_of(row):
-        value = mapping[key]
-        if isinstance(value, Mapping) and "end" in value and value["end"] <= value.get("start", 0):
-            yield f"{place}.end", f"is {value['end']}; accepted is more than `start`, {value.get('start', 0)}"
+        if isinstance(mapping[key], Mapping):
+            yield from _recording_errors(mapping[key], place)
+    targets = row.get("targets")
+    if isinstance(targets, Mapping) and "acoustic_codes" in targets:
+        codes = targets["acoustic_codes"]
+        if isinstance(codes, list | tuple) and len(sizes := _sizes(codes)) > 1:
+            yield "targets.acoustic_codes", f"has {_listed(sizes)}; accepted is the same at every position"
     if "messages" in row and row["messages"][-1]["role"] != "assistant":
         yield (
             f"messages[{len(row['messages']) - 1}].role",
             f"is {row['messages'][-1]['role']!r}; the last turn must be of the 'assistant', whose words are learned",
         )
+
+
+def _recording_errors(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
+    start, end = value.get("start", 0), value.get("end", _MOST_SECONDS)
+    for name, seconds in (("start", start), ("end", end)):
+        if seconds != seconds:
+            yield f"{place}.{name}", f"is {seconds}; accepted is a number of seconds"
+    if end <= start:
+        yield f"{place}.end", f"is {end}; accepted is more than `start`, {start}"
+    if "array" in value:
+        if segment := [f"`{name}`" for name in ("start", "end") if name in value]:
+            yield (
+                place,
+                f"has {' and '.join(segment)} beside `array`; they are for `path` and `bytes`, slice the array",
+            )
+        array = value["array"]
+        if isinstance(array, list | tuple):
+            if (sizes := _sizes(array)) != {0} and len(array) != 1:
+                yield f"{place}.array", f"has {_listed(sizes)}; accepted is mono, [samples] or [1, samples]"
+            elif set(map(type, array if sizes == {0} else array[0])) == {int}:
+                yield f"{place}.array", "is a list of whole numbers; accepted are samples in floating point"
+
+
+def _sizes(values: Sequence[Any]) -> set[int]:
+    """The lengths of the lists among `values`, and 0 if there are numbers among them."""
+    kinds = set(map(type, values))
+    if not kinds & {list, tuple, np.ndarray}:
+        return {0}
+    return {len(entry) if isinstance(entry, list | tuple | np.ndarray) else 0 for entry in values}
+
+
+def _listed(sizes: set[int]) -> str:
+    return " and ".join(f"lists of {size}" if size else "numbers" for size in sorted(sizes))
 
 
 def _as_json(value: Any) -> Any:
@@ -337,7 +379,7 @@ def _audio_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         value = mapping[key]
         if isinstance(value, str):
             value = {"path": value}
-            if key == "speaker" and not os.path.exists(value["path"]):
+            if key == "speaker" and not os.path.isfile(value["path"]):
                 continue  # a name, as the schema allows
         if isinstance(value, Mapping) and "array" not in value:
             content = value.get("bytes")

@@ -93,6 +93,54 @@ WRONG = [
     ({"chunks": ["a", 5]}, "chunks[1]", "is 5; accepted is a text, a text part, an audio part"),
     ({"task": "asr", "chunks": ["a"]}, "", "has `task` and `chunks`, which belong to different kinds"),
     ({"name": 1}, "", "has none of the keys that tell its kind"),
+    (
+        {"task": "asr", "audio": "a", "targets": " \n"},
+        "targets",
+        "is white space; accepted is a text that is not empty",
+    ),
+    ({"task": "asr", "audio": "a", "targets": {"text": "\u3000"}}, "targets.text", "is white space"),
+    ({"task": "sqa", "audio": "a", "question": " ", "targets": "x"}, "question", "is white space"),
+    ({"messages": [{"role": "assistant", "content": " "}]}, "messages[0].content", "is white space"),
+    ({"messages": [{"role": "assistant", "content": [{"text": "\t"}]}]}, "messages[0].content[0].text", "white space"),
+    ({"chunks": ["a", " "]}, "chunks[1]", "is white space"),
+    ({"audio": {"path": "a", "end": 1e308}}, "audio.end", "is 1e\\+308; accepted is at most 1000000000.0"),
+    ({"audio": {"path": "a", "start": float("inf")}}, "audio.start", "is inf; accepted is at most"),
+    ({"audio": {"path": "a", "start": float("nan")}}, "audio.start", "is nan; accepted is a number of seconds"),
+    (
+        {"audio": {"array": ["a", "b"], "sampling_rate": 16000}},
+        "audio.array[0]",
+        "is 'a'; accepted is a number or a list",
+    ),
+    (
+        {"audio": {"array": [0.5, [0.5]], "sampling_rate": 16000}},
+        "audio.array",
+        "has numbers and lists of 1; accepted is mono",
+    ),
+    (
+        {"audio": {"array": [[0.5, 0.1], [0.5]], "sampling_rate": 16000}},
+        "audio.array",
+        "has lists of 1 and lists of 2; accepted is mono",
+    ),
+    (
+        {"audio": {"array": [0, 1], "sampling_rate": 16000}},
+        "audio.array",
+        "whole numbers; accepted are samples in float",
+    ),
+    (
+        {"audio": {"array": [0.5], "sampling_rate": 16000, "start": 1, "end": 2}},
+        "audio",
+        "has `start` and `end` beside `array`; they are for",
+    ),
+    (
+        {"task": "vc", "audio": "a", "targets": {"acoustic_codes": [1, [2]]}},
+        "targets.acoustic_codes",
+        "has numbers and lists of 1; accepted is the same at every position",
+    ),
+    (
+        {"task": "vc", "audio": "a", "targets": {"acoustic_codes": [[1, 2], [2]]}},
+        "targets.acoustic_codes",
+        "has lists of 1 and lists of 2; accepted is the same",
+    ),
 ]
 
 
@@ -132,7 +180,9 @@ def test_wrong_rows(row, place, message):
     assert any(error.path == place and re.search(message, error.message) for error in errors), errors
     assert {(error.file, error.line) for error in errors} == {("rows", 2)}
     assert not any("given schemas" in error.message for error in errors)
-    beyond_the_schema = "more than `start`|last turn must"
+    beyond_the_schema = (
+        "more than `start`|last turn must|is nan|is mono|samples in float|beside `array`; they|is the same"
+    )
     assert Draft202012Validator(SCHEMA).is_valid(row) == bool(re.search(beyond_the_schema, message))
 
 
@@ -151,7 +201,7 @@ def test_rows_of_a_known_shape_are_judged_as_others():
             yield from (found for value in schema for found in keywords(value))
 
     judged = {"type", "const", "enum", "pattern", "required", "additionalProperties", "dependentRequired", "minLength"}
-    judged |= {"minItems", "maxItems", "minimum", "exclusiveMinimum"}
+    judged |= {"minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum"}
     structure = {"$schema", "$defs", "$ref", "properties", "items", "oneOf", "anyOf", "allOf", "if", "then", "else"}
     structure |= {"not"}
     notes = {"title", "description", "examples", "contentEncoding"}
@@ -160,6 +210,13 @@ def test_rows_of_a_known_shape_are_judged_as_others():
         assert not validate_rows([row])
     for row, place, _ in WRONG:
         assert place in {error.path for error in validate_rows([row])}
+    codes = [RIGHT[1], {**RIGHT[1], "audio": [0.0, 5.0]}]
+    for wrong in ([0.5, 5.0], [0.0, float("inf")]):
+        errors = [validate_rows([*before, {**RIGHT[1], "audio": wrong}]) for before in ([], codes)]
+        assert [len(found) for found in errors] == [1, 1]
+    for rate in (16000.0, 16000.5):
+        row = {"audio": {"array": np.zeros(2), "sampling_rate": rate}}
+        assert bool(validate_rows([row])) == bool(rate % 1)
     for changed in ({"start": 0, "end": 0}, {"start": -0.5, "end": 1.5}, {"start": 0, "end": 1.5, "path": ""}):
         assert validate_rows([{**RIGHT[2], "audio": {"path": "a.wav", **changed}}])
 
@@ -268,6 +325,8 @@ def test_reading_resolves_paths_and_decodes_bytes(tmp_path):
     assert first["audio"] == str(tmp_path / "a.wav") and first["question"] == {"path": str(tmp_path / "b.wav")}
     assert first["speaker"] == str(tmp_path / "voice.wav") and first["targets"]["audio"] == str(tmp_path / "c")
     assert first["source"] == f"{path}:1"
+    (tmp_path / "anna").mkdir()
+    assert read_rows(path)[1]["speaker"] == "anna", "a folder is no recording"
     assert second["speaker"] == "anna" and second["targets"]["audio"] == {"bytes": b"RIFF", "path": "name"}
     assert third["audio"] == "/absolute.wav" and third["question"] == "b.wav" and "speaker" not in third
     assert chat["messages"][0]["content"] == [{"path": str(tmp_path / "a.wav")}]
