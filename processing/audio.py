@@ -153,10 +153,12 @@ def _segment(name: str, start: float | None, end: float | None, num_samples: int
         return 0, num_samples
     seconds = num_samples / rate
     start, end = 0.0 if start is None else start, seconds if end is None else end
-    first, last = round(start * rate), round(end * rate)
+    # Bounded first: NaN, infinity and what overflows cannot be rounded.
+    are_near = all(isinstance(value, numbers.Real) and -1 <= value <= seconds + 1 for value in (start, end))
+    first, last = (round(start * rate), round(end * rate)) if are_near else (0, 0)
     if not 0 <= first < last <= num_samples:
         raise ValueError(
-            f"`audio`: `start` {start} and `end` {end} are no segment of {name}; accepted is 0 <= start < end <= "
+            f"`audio`: `start` {start!r} and `end` {end!r} are no segment of {name}; accepted is 0 <= start < end <= "
             f"{seconds} s"
         )
     return first, last

@@ -70,7 +70,10 @@ def test_a_segment_of_a_file(tmp_path):
     assert len(load_audio({"path": path, "start": 0.1, "end": 0.2}, 24000, resample=True)[0]) == 2400
     with pytest.raises(ValueError, match=r"but '.*long.flac' has 16000 Hz"):
         load_audio({"path": path, "start": 0.1, "end": 0.2}, 24000)
-    for start, end in ((0.2, 0.2), (0.2, 0.1), (-0.1, 0.1), (0.2, 0.31), (0.4, None)):
+    inf, nan = float("inf"), float("nan")
+    outside = [(0.2, 0.2), (0.2, 0.1), (-0.1, 0.1), (0.2, 0.31), (0.4, None), (None, inf), (nan, None), (0.1, nan)]
+    outside += [(0.1, 1e308), (10**400, None), (-inf, 0.1), ("0.1", 0.2), (0.1, [0.2])]
+    for start, end in outside:
         with pytest.raises(
             ValueError, match=r"are no segment of '.*long.flac'; accepted is 0 <= start < end <= 0.3 s"
         ):
