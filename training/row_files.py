@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def without_nulls(value: Any) -> Any:
     """`value` without the entries of mappings that are `None`: tables fill them in where a row lacks a key."""
     if isinstance(value, Mapping):
         return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
-    if isinstance(value, list) and not set(map(type, value)) <= _SIMPLE | {str}:
+    if isinstance(value, list) and not _is_simple(value):
         return [without_nulls(entry) for entry in value]
     return value
 
@@ -212,13 +213,19 @@ def _problem_at(value: Any, place: str, depth: int) -> str | None:
                 return f"the key `{_escaped(inside)}` holds what UTF-8 cannot encode"
             if problem := _problem_at(entry, inside, depth + 1):
                 return problem
-    elif isinstance(value, list | tuple) and not set(map(type, value)) <= _SIMPLE:
+    elif isinstance(value, list | tuple) and not _is_simple(value):
         if depth > MAX_DEPTH:
             return _TOO_DEEP
         for number, entry in enumerate(value):
             if problem := _problem_at(entry, f"{place}[{number}]", depth + 1):
                 return problem
     return None
+
+
+def _is_simple(values: list | tuple) -> bool:
+    """Whether these are numbers, or lists of numbers: the long ones, which are not to be looked at one by one."""
+    kinds = set(map(type, values))
+    return kinds <= _SIMPLE or (kinds == {list} and set(map(type, chain.from_iterable(values))) <= _SIMPLE)
 
 
 def _is_utf8(text: str) -> bool:

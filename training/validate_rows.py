@@ -258,6 +258,8 @@ def _shape(value: Any, key: str | None = None) -> Any:
         if kinds <= {int, float}:
             whole = float not in kinds or all(entry % 1 == 0 for entry in value)
             return list, kinds, bool(value) and min(value) >= 0, whole
+        if kinds == {list} and set(map(type, chain.from_iterable(value))) <= {int, float}:
+            return list, min(len(value), 2), all(value), _shape(list(chain.from_iterable(value)))
         return list, min(len(value), 2), frozenset(_shape(entry, key) for entry in value)
     if isinstance(value, int | float):
         return type(value), value > 0, value >= 0, value >= 1, value <= _MOST_SECONDS, value % 1 == 0
