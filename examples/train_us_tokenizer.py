@@ -59,6 +59,10 @@ class DataArguments:
     padding: str | None = field(default=None, metadata={"help": "right, or middle as in the released code"})
     max_text_length: int | None = field(default=None, metadata={"help": "cut answers to this many ids"})
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
+    check_audio: bool = field(
+        default=True,
+        metadata={"help": "decode every recording before the training; otherwise heads of files are read"},
+    )
     tiny_rows: int = field(default=480, metadata={"help": "rows of generated training data without `train_data`"})
 
 
@@ -89,13 +93,13 @@ def load(arguments: ModelArguments, text_steps: int = 120):
     return model, tokenizer
 
 
-def load_rows(text: str | None, count: int, seed: int, config, resample: bool = False) -> list[dict]:
+def load_rows(text: str | None, count: int, seed: int, collator: UsTokenizerCollator, decode: bool) -> list[dict]:
     """Checked task rows of files, or `count` generated ones, as the collator takes them."""
     rows = tiny_rows(count, seed) if text is None else []
     for path in [] if text is None else parse_sources(text).values():
         check_rows(path, kind="task")
         rows += read_rows(path)
-    check_us_tokenizer_rows(rows, config, resample)
+    check_us_tokenizer_rows(rows, collator.config, collator.resample, decode, collator=collator)
     targets = [row.pop("targets") for row in rows]
     return [{**row, "text": t["text"] if isinstance(t, dict) else t} for row, t in zip(rows, targets, strict=True)]
 
@@ -138,13 +142,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     set_seed(training.seed)
     model, tokenizer = load(model_arguments, text_steps=20 if recipe.tiny else 120)
-    checks = {"config": model.config, "resample": data_arguments.resample}
-    train_rows = load_rows(data_arguments.train_data, data_arguments.tiny_rows, training.seed, **checks)
-    eval_rows = []
-    if data_arguments.train_data is None or data_arguments.eval_data is not None:
-        eval_rows = load_rows(data_arguments.eval_data, 24, training.seed + 1, **checks)
-    else:
-        without_evaluation(training)
     parity = model_arguments.official_parity
     collator = UsTokenizerCollator(
         model.config,
@@ -153,6 +150,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         max_text_length=data_arguments.max_text_length or (300 if parity else None),
         resample=data_arguments.resample,
     )
+    checks = {"collator": collator, "decode": data_arguments.check_audio}
+    train_rows = load_rows(data_arguments.train_data, data_arguments.tiny_rows, training.seed, **checks)
+    eval_rows = []
+    if data_arguments.train_data is None or data_arguments.eval_data is not None:
+        eval_rows = load_rows(data_arguments.eval_data, 24, training.seed + 1, **checks)
+    else:
+        without_evaluation(training)
     by_length = training.train_sampling_strategy != "random"
     by_task = {task: [row for row in eval_rows if row["task"] == task] for task in ("asr", "ser", "sqa")}
     by_task = {task: with_lengths(rows) if by_length else rows for task, rows in by_task.items() if rows}

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from dualspeech import WavTokenizerConfig, WavTokenizerModel
 from dualspeech.training.codec_segments import CodecSegments, DatasetEpochCallback
 from dualspeech.training.configuration_wavtokenizer_training import WavTokenizerTrainingConfig
+from dualspeech.training.example_checks import check_recording_rows
 from dualspeech.training.loss_parts import LossPartsMixin
 from dualspeech.training.recipe import parse_arguments
 from dualspeech.training.trainer import LogBeforeSaving
@@ -84,6 +85,10 @@ class DataArguments:
     segment_samples: int = field(default=72000, metadata={"help": "samples of a training segment"})
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
     channel: int | None = field(default=None, metadata={"help": "channel to take of recordings with several"})
+    check_audio: bool = field(
+        default=True,
+        metadata={"help": "decode every recording before the training; otherwise heads of files are read"},
+    )
     tiny_rows: int = field(default=24, metadata={"help": "generated recordings with --tiny"})
 
 
@@ -164,15 +169,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         rows = tiny_rows(count, seed + (not training)) if path is None else read_rows(path)
         if path is not None:
             check_rows(rows, kind="recording")
-        return CodecSegments(
-            rows,
-            data_arguments.segment_samples,
-            model.config.codec_config.sampling_rate,
-            training=training,
-            seed=seed,
-            resample=data_arguments.resample,
-            channel=data_arguments.channel,
-        )
+        rate = model.config.codec_config.sampling_rate
+        taken = {"resample": data_arguments.resample, "channel": data_arguments.channel}
+        check_recording_rows(rows, rate, decode=data_arguments.check_audio, **taken)
+        return CodecSegments(rows, data_arguments.segment_samples, rate, training=training, seed=seed, **taken)
 
     has_evaluation = data_arguments.eval_data is not None or recipe.tiny
     trainer = CodecTrainer(

@@ -51,7 +51,7 @@ class UsTokenizerCollator:
 
     Raises:
         ValueError: a row without a needed entry or with an unknown task; unreadable audio, audio at another rate, or
-            longer than `max_seconds`.
+            longer than `max_seconds`; with the `source` of the row, if it has one.
     """
 
     def __init__(
@@ -86,8 +86,14 @@ class UsTokenizerCollator:
         """The same without answers and labels, padded on the left, for `generate`. Rows need no `text`."""
         return self._batch(rows, answers=False, padding="left")
 
+    def num_positions(self, row: Mapping[str, Any], num_samples: int) -> int:
+        """Ids of prompt, speech and answer of a row whose recording has `num_samples` at the tokenizer's rate."""
+        config = self.config.us_tokenizer_config
+        num_codes = config.num_codes(max(num_samples, config.min_samples))
+        return sum(len(part) for part in self._sequence(row, num_codes, answers=True))
+
     def _batch(self, rows, answers: bool, padding: str) -> dict[str, torch.Tensor]:
-        waveforms = [self._waveform(row) for row in rows]
+        waveforms = [_located(row, self._waveform, row) for row in rows]
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         encoder = self.config.us_tokenizer_config.encoder_config
         features = log_mel_spectrogram(
@@ -98,7 +104,10 @@ class UsTokenizerCollator:
         num_codes = self.config.us_tokenizer_config.num_codes(num_samples)
         if not self.config.us_tokenizer_config.mask_padding:
             num_codes = num_codes.max().expand(len(rows))
-        sequences = [self._sequence(row, codes, answers) for row, codes in zip(rows, num_codes.tolist(), strict=True)]
+        sequences = [
+            _located(row, self._sequence, row, codes, answers)
+            for row, codes in zip(rows, num_codes.tolist(), strict=True)
+        ]
         if padding == "middle":
             parts = [self._pad(part, "right") for part in zip(*sequences, strict=True)]
             ids, mask = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
@@ -159,6 +168,16 @@ class UsTokenizerCollator:
             ids[row, place] = torch.tensor(sequence, dtype=torch.long)
             mask[row, place] = 1
         return ids, mask
+
+
+def _located(row: Mapping[str, Any], function, *arguments):
+    """`function(*arguments)`, with the place of the row in front of its errors."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        if row.get("source") is None:
+            raise
+        raise ValueError(f"{row['source']}: {error}") from error
 
 
 __all__ = ["PROMPTS", "TEXT_BEFORE_SPEECH", "TEXT_BEHIND_SPEECH", "UsTokenizerCollator"]

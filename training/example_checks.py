@@ -6,6 +6,8 @@ Token rows are looked at as columns of Arrow and NumPy, a hundred thousand rows 
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ import soundfile
 from ..configuration.configuration_dualspeech import SPEECH_TASKS, TASK_IDS, DualSpeechConfig
 from ..configuration.configuration_split_layer_qwen3 import SplitLayerQwen3Config
 from ..configuration.configuration_us_tokenizer import UsTokenizerConfig, UsTokenizerForUnderstandingConfig
-from ..processing.audio import load_audio
-from .data_collator_us_tokenizer import PROMPTS
+from ..processing.audio import read_audio
+from .data_collator_us_tokenizer import PROMPTS, UsTokenizerCollator
 from .example_columns import Column, RowProblems, tables_of
 
 IGNORED = -100
+# Rows whose recordings are read at a time.
+_ROWS_AT_A_TIME = 1000
 _SPEECH_TASK_IDS = np.array([TASK_IDS[name] for name in SPEECH_TASKS])
 _TASK_IDS = np.array(sorted(TASK_IDS.values()))
 
@@ -89,8 +93,9 @@ def check_us_tokenizer_rows(
     rows: Iterable[Mapping[str, Any]],
     config: UsTokenizerConfig | UsTokenizerForUnderstandingConfig,
     resample: bool = False,
-    decode: bool = False,
+    decode: bool = True,
     tasks: Sequence[str] = tuple(PROMPTS),
+    collator: UsTokenizerCollator | None = None,
 ) -> None:
     """
     Check rows of the USTokenizer's training: task rows of `row_schema.json`, or rows of [`UsTokenizerCollator`], which
@@ -100,22 +105,49 @@ def check_us_tokenizer_rows(
         rows: the rows; `source`, if any, names them in errors.
         config: of the model or of its tokenizer (or a model).
         resample: whether other rates are converted; without it they are errors.
-        decode: read every recording whole. Otherwise only the heads of files are read, so that a file that is broken
-            further behind is not noticed.
+        decode: read every recording whole. Otherwise only the heads of files are read, which is faster, but a file
+            that is broken further behind is not noticed.
         tasks: accepted tasks.
+        collator (*optional*): makes the sequences, which must not be longer than the `max_position_embeddings` of its text
+            model. Each row is looked at alone, without the padding of a batch.
 
     Raises:
         ValueError: with the first 20 of the bad rows and their number: a recording that cannot be read, has another
             rate or several channels, or is empty or longer than `max_seconds`; an unknown task, a missing question, an
-            empty answer; or no rows at all.
+            empty answer, a sequence that is too long; or no rows at all.
     """
     config = getattr(config, "config", config)
     config = getattr(config, "us_tokenizer_config", config)
     problems = RowProblems("rows")
-    for number, row in enumerate(rows):
-        problems.count_rows(1)
-        for message in _us_tokenizer_problems(row, config, resample, decode, tasks):
-            problems.add(number, row.get("source"), message)
+    for row, size in recording_sizes(rows, config.sampling_rate, resample, decode=decode):
+        problems.add_row(row, _us_tokenizer_problems(row, size, config, tasks, collator))
+    problems.raise_if_any()
+
+
+def check_recording_rows(
+    rows: Iterable[Mapping[str, Any]],
+    sampling_rate: int,
+    resample: bool = False,
+    channel: int | None = None,
+    decode: bool = True,
+) -> None:
+    """
+    Check rows with `audio`, as [`CodecSegments`] takes them.
+
+    Args:
+        rows: the rows; `source`, if any, names them in errors.
+        sampling_rate: wanted, in Hz.
+        resample, decode: see [`check_us_tokenizer_rows`].
+        channel: which channel is taken of recordings that have several; without it they are errors.
+
+    Raises:
+        ValueError: with the first 20 of the bad rows and their number: a recording that is missing, cannot be read, is
+            empty, or has another rate or other channels; or no rows at all.
+    """
+
+    problems = RowProblems("rows")
+    for row, size in recording_sizes(rows, sampling_rate, resample, channel, decode):
+        problems.add_row(row, [str(size)] if isinstance(size, ValueError) else [])
     problems.raise_if_any()
 
 
@@ -300,50 +332,112 @@ def _lengths(ids: Column | None, other: Column) -> np.ndarray:
 
 
 def _us_tokenizer_problems(
-    row: Mapping[str, Any], config: UsTokenizerConfig, resample: bool, decode: bool, tasks: Sequence[str]
-) -> Iterator[str]:
+    row: Mapping[str, Any],
+    size: tuple[int, int] | ValueError,
+    config: UsTokenizerConfig,
+    tasks: Sequence[str],
+    collator: UsTokenizerCollator | None,
+) -> list[str]:
+    found = []
     task = row.get("task")
     if task not in tasks:
-        yield f"`task` is {task!r}; accepted are {', '.join(map(repr, tasks))}"
+        found += [f"`task` is {task!r}; accepted are {', '.join(map(repr, tasks))}"]
     elif "{}" in PROMPTS.get(task, "") and not row.get("question"):
-        yield f"task {task!r} needs `question`, a text that is not empty"
+        found += [f"task {task!r} needs `question`, a text that is not empty"]
     answer = row.get("targets", row.get("text"))
     answer = answer.get("text") if isinstance(answer, Mapping) else answer
     if not isinstance(answer, str) or not answer.strip():
-        yield f"the answer (`targets`, or `text`) is {answer!r}; accepted is a text that is not empty"
-    if row.get("audio") is None:
-        yield "`audio` is missing"
-        return
-    try:
-        seconds, rate = _length_and_rate(row["audio"], decode, config.sampling_rate)
-    except (ValueError, soundfile.LibsndfileError) as error:
-        yield str(error)
-        return
-    if rate != config.sampling_rate and not resample:
-        yield f"`audio` has {rate} Hz; accepted are {config.sampling_rate} Hz, others with `resample`"
-    if not 0 < seconds <= config.max_seconds:
-        yield f"`audio` is {seconds:.3f} s long; accepted is more than 0 to {config.max_seconds} s"
+        found += [f"the answer (`targets`, or `text`) is {answer!r}; accepted is a text that is not empty"]
+    if isinstance(size, ValueError):
+        return [*found, str(size)]
+    num_samples, rate = size
+    if not 0 < num_samples <= config.max_seconds * rate:
+        found += [f"`audio` is {num_samples / rate:.3f} s long; accepted is more than 0 to {config.max_seconds} s"]
+    if collator is not None and not found:
+        length = collator.num_positions({**row, "text": answer}, -(-num_samples * config.sampling_rate // rate))
+        longest = getattr(collator.config.text_config, "max_position_embeddings", None)
+        if longest is not None and length > longest:
+            found += [f"prompt, speech and answer have {length} positions; the text model has {longest}"]
+    return found
 
 
-def _length_and_rate(source: Any, decode: bool, default_rate: int) -> tuple[float, int]:
-    """Seconds and Hz of a recording, from the head of a file or from its samples."""
+def recording_sizes(
+    rows: Iterable[Mapping[str, Any]],
+    sampling_rate: int,
+    resample: bool = False,
+    channel: int | None = None,
+    decode: bool = True,
+) -> Iterator[tuple[Mapping[str, Any], tuple[int, int] | ValueError]]:
+    """Each row with what [`recording_size`] gives or raises for it, several at a time."""
+
+    def size_of(row: Mapping[str, Any]) -> tuple[int, int] | ValueError:
+        try:
+            return recording_size(row, sampling_rate, resample, channel, decode)
+        except ValueError as error:
+            return error
+
+    rows = iter(rows)
+    with ThreadPoolExecutor() as pool:  # decoding runs outside of Python's lock
+        while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+            yield from zip(batch, pool.map(size_of, batch), strict=True)
+
+
+def recording_size(
+    row: Mapping[str, Any],
+    sampling_rate: int,
+    resample: bool = False,
+    channel: int | None = None,
+    decode: bool = True,
+) -> tuple[int, int]:
+    """
+    Number of samples and rate in Hz of the recording of a row, from the samples, or without `decode` from the head of
+    its file.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or has another rate than `sampling_rate` without `resample`, or
+            several channels without `channel`; see [`read_audio`].
+    """
+    source = row.get("audio")
+    if source is None:
+        raise ValueError("`audio` is missing")
     place = source if isinstance(source, Mapping) else {}
     file = source if isinstance(source, str | os.PathLike | bytes) else place.get("bytes") or place.get("path")
     if decode or file is None or place.get("array") is not None:
-        bare = file is None and not place and not isinstance(source, tuple)
-        samples, rate = load_audio(source, default_rate if bare else None)
-        return len(samples) / rate, rate
+        samples, rate = read_audio(source, sampling_rate, channel)
+        size = len(samples)
+    else:
+        size, rate = _size_in_head(file, place.get("start"), place.get("end"), channel)
+    if rate != sampling_rate and not resample:
+        raise ValueError(f"`audio` has {rate} Hz; accepted are {sampling_rate} Hz, others with `resample`")
+    return size, rate
+
+
+def _size_in_head(
+    file: str | os.PathLike | bytes, start: float | None, end: float | None, channel: int | None
+) -> tuple[int, int]:
     if not isinstance(file, bytes) and not os.path.isfile(file):
         raise ValueError(f"`audio`: the file {os.fspath(file)!r} does not exist")
-    info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file))
-    if info.channels != 1:
+    try:
+        info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"`audio` cannot be read: {error}") from error
+    if channel is None and info.channels != 1:
         raise ValueError(f"`audio` has {info.channels} channels; accepted is mono")
-    whole = info.frames / info.samplerate
-    start = 0.0 if place.get("start") is None else place["start"]
-    end = whole if place.get("end") is None else place["end"]
-    if not 0 <= start < end <= whole + 1 / info.samplerate:
+    if channel is not None and not 0 <= channel < info.channels:
+        raise ValueError(f"`channel` is {channel}, but `audio` has {info.channels} channels")
+    first = 0 if start is None else round(start * info.samplerate)
+    last = info.frames if end is None else round(end * info.samplerate)
+    if not 0 <= first < last <= info.frames:
+        whole = info.frames / info.samplerate
         raise ValueError(f"`audio`: {start} to {end} s is no segment of a recording of {whole} s")
-    return end - start, info.samplerate
+    return last - first, info.samplerate
 
 
-__all__ = ["check_dualspeech_examples", "check_moss_speech_examples", "check_us_tokenizer_rows"]
+__all__ = [
+    "check_dualspeech_examples",
+    "check_moss_speech_examples",
+    "check_recording_rows",
+    "check_us_tokenizer_rows",
+    "recording_size",
+    "recording_sizes",
+]

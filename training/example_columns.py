@@ -1,6 +1,6 @@
 """Columns of token rows as flat arrays with their rows, and a collection of what is wrong with rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,12 @@ class RowProblems:
     def add(self, row: int, source: str | None, message: str) -> None:
         """Something is wrong with row `row`, counted from 0."""
         self._found.setdefault(row, (source, []))[1].append(message)
+
+    def add_row(self, row: Mapping[str, Any], messages: Iterable[str]) -> None:
+        """The next row is looked at, and this is wrong with it."""
+        self.count_rows(1)
+        for message in messages:
+            self.add(self._start, row.get("source"), message)
 
     def add_in_batch(self, row: int, message: str) -> None:
         """Something is wrong with row `row` of the rows counted last."""

@@ -7,13 +7,17 @@ import pytest
 import soundfile
 from datasets import Dataset, IterableDataset
 
-from dualspeech import DualSpeechConfig, UsTokenizerConfig
+from dualspeech import DualSpeechConfig, UsTokenizerConfig, UsTokenizerForUnderstandingConfig
 from dualspeech.processing.sequence_builder import AcousticTargets
+from dualspeech.training.data_collator_us_tokenizer import UsTokenizerCollator
 from dualspeech.training.example_checks import (
     check_dualspeech_examples,
     check_moss_speech_examples,
+    check_recording_rows,
     check_us_tokenizer_rows,
 )
+from tests.modeling.us_tokenizer_cases import recorded_tokenizer, tiny_text_model
+from tests.modeling.us_tokenizer_cases import tiny_config as tiny_us_tokenizer_config
 from tests.processing.moss_processor_cases import ANSWER, USER, answers, fitting_config, says, tiny_moss_processor
 from tests.tiny import tiny_processor, tone
 
@@ -292,8 +296,52 @@ def test_rows_of_the_us_tokenizer(tmp_path):
             with pytest.raises(ValueError, match=rf"1 of 2 rows cannot be trained on:\n.*({message})"):
                 check_us_tokenizer_rows([good, row], config, decode=decode)
     broken_row = {**good, "audio": str(tmp_path / "nan.wav")}
-    check_us_tokenizer_rows([broken_row], config)
+    check_us_tokenizer_rows([broken_row], config, decode=False)
     with pytest.raises(ValueError, match="NaN or infinite samples"):
-        check_us_tokenizer_rows([broken_row], config, decode=True)
+        check_us_tokenizer_rows([broken_row], config)
     with pytest.raises(ValueError, match="`rows` has no rows"):
         check_us_tokenizer_rows([], config)
+
+
+def test_answers_longer_than_the_text_model(tmp_path):
+    text_config = tiny_text_model(vocab_size=321).config
+    config = UsTokenizerForUnderstandingConfig(
+        us_tokenizer_config=tiny_us_tokenizer_config(encoder_config={"num_mel_bins": 80}), text_config=text_config
+    )
+    row = {"task": "asr", "audio": tone(0.5, 8000), "text": "hello world", "source": "rows.jsonl:4"}
+    row["audio"] = {"array": row["audio"], "sampling_rate": 8000}
+    collator = UsTokenizerCollator(config, recorded_tokenizer(), resample=True)
+    length = collator([row])["input_ids"].shape[1]
+    config.text_config.max_position_embeddings = length
+    check_us_tokenizer_rows([row], config, resample=True, collator=collator)
+    config.text_config.max_position_embeddings = length - 1
+    message = rf"rows.jsonl:4 \(row 0\): .* have {length} positions; the text model has {length - 1}"
+    with pytest.raises(ValueError, match=message):
+        check_us_tokenizer_rows([row], config, resample=True, collator=collator)
+    collator.max_text_length = 1
+    check_us_tokenizer_rows([row], config, resample=True, collator=collator)
+    for change in ({"audio": str(tmp_path / "none.wav")}, {"task": "tts"}):
+        with pytest.raises(ValueError, match=r"^rows.jsonl:4: "):
+            collator([{**row, **change}])
+
+
+def test_recordings(tmp_path):
+    soundfile.write(tmp_path / "good.wav", tone(0.5, 24000), 24000)
+    soundfile.write(tmp_path / "slow.wav", tone(0.5, 16000), 16000)
+    soundfile.write(tmp_path / "stereo.wav", np.zeros((800, 2)), 24000)
+    soundfile.write(tmp_path / "broken.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 48000), 24000)
+    flac = (tmp_path / "broken.flac").read_bytes()
+    (tmp_path / "broken.flac").write_bytes(flac[: len(flac) // 2] + bytes(len(flac) // 4) + flac[-len(flac) // 4 :])
+    (tmp_path / "text.wav").write_text("hello")
+    names = ("good.wav", "none.wav", "slow.wav", "stereo.wav", "text.wav", "broken.flac")
+    rows = [{"audio": str(tmp_path / name), "source": f"rows.jsonl:{i + 1}"} for i, name in enumerate(names)]
+    rows += [{"audio": {"array": tone(0.1), "sampling_rate": 24000}}, {"text": "a"}]
+    for decode in (True, False):
+        with pytest.raises(ValueError) as caught:
+            check_recording_rows(rows, 24000, decode=decode)
+        lines = str(caught.value).splitlines()[1:]
+        places = ["rows.jsonl:2", "rows.jsonl:3", "rows.jsonl:4", "rows.jsonl:5", *["rows.jsonl:6"] * decode, "row 7"]
+        assert [line.split(" (")[0].split(": ")[0].strip() for line in lines] == places, lines
+        check_recording_rows([rows[0], rows[2], rows[3]], 24000, resample=True, channel=0, decode=decode)
+        with pytest.raises(ValueError, match=r"`channel` is 2, but .* has 2 channels"):
+            check_recording_rows([rows[3]], 24000, channel=2, decode=decode)
