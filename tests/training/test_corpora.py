@@ -320,6 +320,9 @@ def test_vctk(tmp_path, processor, version):
                 sound(root / "wav48" / speaker / f"{name}.wav", rate=48000)
             if speaker != "p315":
                 text(root / "txt" / speaker / f"{name}.txt", sentences[number])
+    if version == "0.92":
+        text(root / "txt" / "p362" / "p362_001.txt", sentences[0])
+        (root / "wav48_silence_trimmed" / "p362").mkdir()
     # Two sentences by three speakers each; `s5` says one only, so it is a source and no target.
     rows = written("vctk", tmp_path, root, "--split", "test", "--count", "15", count=15)
     load = loader("vctk").rows
@@ -462,6 +465,11 @@ def test_salmonn_qa(tmp_path, librispeech, processor):
     assert set(ids["sc-train"]) < set(ids["train"])
     drawn = [[row["id"] for row in load(file, "test", librispeech, seed=seed, **sizes)] for seed in range(5)]
     assert drawn[0] == ids["test"] and len(set(map(tuple, drawn))) > 1
+
+    others = [{"path": "/AudioCaps/train/1.flac", "task": "QA", "Q": "What?", "text": "A dog."}]
+    file.write_text(json.dumps({"annotation": others + annotation + others}))
+    mixed = [row["id"] for row in load(file, "all", librispeech)]
+    assert mixed == ids["all"], "questions about other corpora change neither rows nor splits"
 
     plain = [{"path": f"dev-clean/{names[0]}.flac", "question": "Who?", "answer": "Me."}]
     other = [{"path": "x", "task": "asr"}]

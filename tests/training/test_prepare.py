@@ -431,6 +431,8 @@ def test_rows_for_the_us_tokenizer(clips, tmp_path, capsys):
     for change, reason in (
         ({}, "0.200 s long"),
         ({"targets": {}}, "must be a text"),
+        ({"targets": " \n"}, "must be a text that is not empty"),
+        ({"task": "sqa", "question": " "}, "`question` is missing"),
         ({"task": "sqa"}, "`question` is"),
     ):
         (outcome,) = apply_step(step, [{**row, **change}])

@@ -35,7 +35,8 @@ def rows(
     problems: Problems | None = None,
 ) -> Iterator[Row]:
     """
-    Rows of the task `sqa`, in the order of the file. Entries of other tasks are not part of the corpus.
+    Rows of the task `sqa`, in the order of the file. Entries of other tasks, and those with paths of other
+    corpora than LibriSpeech, are not part of the corpus.
 
     Args:
         root: the JSON file.
@@ -82,7 +83,8 @@ def _entries(path: Path) -> list[dict]:
         raise ValueError(
             f"`root` {str(path)!r} has no entries of the tasks {', '.join(TASKS)}, only {', '.join(found)}"
         )
-    return entries
+    # Files of the layout `{"path": "dev-clean/..."}` are of LibriSpeech as a whole.
+    return [entry for entry in entries if _AUDIO in entry["path"]] or entries
 
 
 def _numbers_of(split: str, count: int, test_size: int, sc_train_size: int, seed: int) -> list[int]:

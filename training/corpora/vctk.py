@@ -23,6 +23,8 @@ from .corpus_rows import Problems, Row, corpus_parser, existing, write_corpus
 MICROPHONES = ("mic1", "mic2")
 # The texts of this speaker are lost, as the corpus' own documentation says.
 WITHOUT_TEXTS = ("p315",)
+# Version 0.92 has texts of this speaker without recordings, so that texts alone are no gap there.
+WITHOUT_RECORDINGS = ("p362",)
 
 
 def rows(
@@ -89,13 +91,15 @@ def _utterances(root: Path, microphone: str, problems: Problems) -> list[tuple[s
     """Speaker, recording, sentence in plain words, and sentence of every utterance."""
     texts = existing("root", root / "txt")
     audio = existing("root", root / "wav48_silence_trimmed", root / "wav48")
-    ending = f"_{microphone}.flac" if audio.name == "wav48_silence_trimmed" else ".wav"
+    is_trimmed = audio.name == "wav48_silence_trimmed"  # version 0.92
+    ending = f"_{microphone}.flac" if is_trimmed else ".wav"
     utterances = []
     for speaker in sorted(path.name for path in audio.iterdir() if path.is_dir()):
         if speaker in WITHOUT_TEXTS:
             continue
         names = {path.name.removesuffix(ending) for path in (audio / speaker).glob(f"*{ending}")}
-        names |= {path.stem for path in (texts / speaker).glob("*.txt")}
+        if not (is_trimmed and speaker in WITHOUT_RECORDINGS):
+            names |= {path.stem for path in (texts / speaker).glob("*.txt")}
         for name in sorted(names):
             transcript, recording = texts / speaker / f"{name}.txt", audio / speaker / f"{name}{ending}"
             if problems.has_file(transcript) and problems.has_file(recording):

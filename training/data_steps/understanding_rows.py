@@ -46,9 +46,10 @@ class PrepareUnderstanding(Step):
         if task not in PROMPTS:
             raise ValueError(f"`task` is {task!r}; the USTokenizer is trained on {', '.join(map(repr, PROMPTS))}")
         text = targets.get("text") if isinstance(targets, Mapping) else targets
-        if not isinstance(text, str) or not text:
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(f"`targets` of task {task!r} must be a text that is not empty, got {text!r}")
-        if "{}" in PROMPTS[task] and not row.get("question"):
+        question = row.get("question")
+        if "{}" in PROMPTS[task] and (question is None or not str(question).strip()):
             raise ValueError(f"`question` is missing in a row of the task {task!r}")
         if row.get("audio") is None or isinstance(row["audio"], list):
             raise ValueError("`audio` must be a recording; codes do not train the tokenizer")
