@@ -1,5 +1,6 @@
 """Stages on disk: shards, rejected rows, resuming, and the ways to run a step."""
 
+import gzip
 import json
 import os
 import signal
@@ -178,11 +179,13 @@ def test_json_lines(run, read, tmp_path):
     ]
     path = lines_file(tmp_path / "rows.jsonl", rows)
     path.write_bytes(path.read_bytes() + b'\n[1, 2]\n{"text": "\xff"}\n{"cut')
+    places = [f"{path}:{line}" for line in range(1, 9)]
     source = open_rows(path)
     first, second, third, fourth, *others = source.read(0, 99)
     clip, folder = str(tmp_path / "clips" / "a.wav"), str(tmp_path / "clips")
     assert first == {**rows[0], "audio": clip, "targets": {"audio": {"path": clip}}, "source": f"{path}:1"}
-    assert second == {"audio": [1, 2], "speaker": clip, "source": "mine"}
+    # Where a row stands is told, and what it says of its origin is kept.
+    assert second == {"audio": [1, 2], "speaker": clip, "source": places[1], "metadata": {"source": "mine"}}
     assert third["messages"][0]["content"] == [{"type": "audio", "path": os.path.join(folder, "no.wav")}]
     assert fourth == {**rows[3], "source": f"{path}:4"}
     assert all(isinstance(row, UnreadableRow) for row in others)
@@ -190,10 +193,79 @@ def test_json_lines(run, read, tmp_path):
     assert source.read(2, 5) == [third, fourth, others[0]] and len(source) == 7
     run(Same(), path)
     made, rejected = read()
-    assert [row["source"] for row in made] == [f"{path}:1", "mine", f"{path}:3", f"{path}:4"]
+    assert [row["source"] for row in made] == places[:4]
     assert [(row["source"], row["step"]) for row in rejected] == [(f"{path}:{line}", "read") for line in (6, 7, 8)]
-    assert json.loads(rejected[2]["row"]) == '{"cut' and "is no JSON" in rejected[2]["reason"]
-    assert rejected[0]["reason"] == "the line is a JSON list; a row is an object"
+    assert json.loads(rejected[2]["row"]) == '{"cut' and "no JSON" in rejected[2]["reason"]
+    assert rejected[0]["reason"] == "a row must be an object {...}, got list"
+
+
+def test_lines_are_read_as_the_validator_reads_them(run, read, tmp_path):
+    lines = ['{"text": "a"}', '{"text": 1, "text": 2}', '{"x": NaN}', '{"x": ' * 3000, '{"text": "\\ud83d"}', '{"cut']
+    lines.append('{"source": "web", "metadata": {"source": "page", "n": 1}}')
+    kept = [{"text": "a"}, {"metadata": {"source": "page", "n": 1, "row_source": "web"}}]
+    for name in ("rows.jsonl", "rows.JSONL", "rows.jsonl.gz"):
+        path = tmp_path / name
+        with gzip.open(path, "wt") if name.endswith("gz") else path.open("w") as file:
+            file.write("\n".join(lines))
+        run(Same(), path, f"stage of {name}")
+        made, rejected = read(f"stage of {name}")
+        for row in made:
+            row["metadata"] = row["metadata"] and {key: row["metadata"][key] for key in ("source", "n", "row_source")}
+        expected = [{**kept[0], "source": f"{path}:1", "metadata": None}]
+        assert made == [*expected, {**kept[1], "source": f"{path}:7", "text": None}]
+        assert [row["source"] for row in rejected] == [f"{path}:{line}" for line in range(2, 7)]
+        reasons = ["stands twice", "NaN is no JSON number", "nested too deeply", "UTF-8 cannot encode", "no JSON"]
+        assert all(part in row["reason"] for part, row in zip(reasons, rejected, strict=True))
+
+
+def test_a_file_has_one_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines_file(tmp_path / "rows.jsonl", texts(3))
+    assert run(Repeat(), "rows.jsonl") == run(Repeat(), "./rows.jsonl")
+
+
+def test_rows_that_cannot_be_stored_are_rejected(run, read):
+    deep = []
+    for _ in range(300):
+        deep = [deep]
+
+    class Half(Same):
+        def process(self, rows):
+            return [[{**row, "text": "\ud83d" if row["text"] == "b" else row["text"]}] for row in rows]
+
+    run(Half(), [{"text": "a"}, {"text": "x \ud83d"}, {"text": "b"}, {"text": "c", "deep": deep}, {"text": "d"}])
+    made, rejected = read()
+    assert [row["text"] for row in made] == ["a", "d"]
+    assert [row["source"] for row in rejected] == ["row 1", "row 2", "row 3"]
+    assert json.loads(rejected[0]["row"]) == {"text": "x \ud83d"}
+    reasons = ["`text` is a text with '\\ud83d'", "the step made a row that cannot be stored", "nested too deeply"]
+    assert all(part in row["reason"] for part, row in zip(reasons, rejected, strict=True))
+
+
+def test_files_of_others_are_never_removed(run, tmp_path):
+    folder = tmp_path / "stage"
+    mine = {"rejected/rejected-thesis.parquet": "a", "notes.tmp": "b", "deep/part-00000.parquet": "c"}
+    for name, text in mine.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"not empty: it has \['deep', 'notes.tmp', 'rejected'\]"):
+            run(Repeat(), texts(12), overwrite=overwrite)
+    assert files_of(folder) == {name: text.encode() for name, text in mine.items()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match="no folder of a stage"):
+        run(Repeat(), texts(12), "other", overwrite=True)
+    assert os.listdir(tmp_path / "other") == ["manifest.json"]
+
+    run(Repeat("a"), texts(25), "made")
+    for name, text in mine.items():
+        (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made" / name).write_text(text)
+    run(Repeat("b"), texts(12), "made", overwrite=True)
+    run(Repeat("b"), texts(12), "fresh")
+    made = files_of(tmp_path / "made")
+    assert made == files_of(tmp_path / "fresh") | {name: text.encode() for name, text in mine.items()}
 
 
 def test_rows_of_a_data_set(run, read, tmp_path):
@@ -341,7 +413,7 @@ def test_stages(tmp_path):
         load_rows(results[0].folder)
 
 
-def test_map_dataset_gives_the_same_rows(run, read):
+def test_map_dataset_gives_the_same_rows(run, read, tmp_path):
     rows = [{"text": "", "times": 1, "note": None, "source": None}, *texts(41)]
     dataset = Dataset.from_list([{"times": 1, "text": None, "note": None, "source": None, **row} for row in rows])
     run(Repeat("!"), dataset, shard_size=40)
@@ -350,6 +422,16 @@ def test_map_dataset_gives_the_same_rows(run, read):
     assert rejected[0]["source"] == "row 0" and len(rejected) > 3
     none, rejected = map_dataset(Repeat(), dataset.select([0]))
     assert len(none) == 0 and len(rejected) == 1
+    lines = [{"text": "a", "n": {"x": 1}}, {"text": "b", "n": {"x": "y"}}, {"text": "\ud83d"}]
+    path = lines_file(tmp_path / "rows.jsonl", lines)
+    path.write_text(path.read_text() + "no row\n")
+    made, rejected = map_dataset(Same(), path)
+    assert [row["n"] for row in made.to_list()] == [{"x": 1}, {"x": "y"}]
+    assert [(row["source"], row["step"]) for row in rejected] == [(f"{path}:3", "read"), (f"{path}:4", "read")]
+    made, rejected = map_dataset(Repeat(), [{"text": ""}, {"text": "\ud83d"}])
+    assert len(made) == 0 and [row["source"] for row in rejected] == ["row 0", "row 1"]
+    made, rejected = map_dataset(Repeat(), [{"text": "\ud83d"}])
+    assert len(made) == 0 and len(rejected) == 1 and len(map_dataset(Repeat(), [])[1]) == 0
     mixed, _ = map_dataset(Same(), Dataset.from_list([{"a": 1}, {"a": 2}]))
     assert mixed.to_list() == [{"a": 1}, {"a": 2}]
 

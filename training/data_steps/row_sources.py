@@ -18,7 +18,7 @@ import torch
 from datasets import Audio, Dataset
 
 from ...processing.audio import as_array
-from ..validate_rows import read_rows
+from ..row_files import Entry, parse_line, read_entries
 from .row_audio import map_recordings, resolve_path
 from .row_tables import rows_of_table, to_json
 from .step import Row
@@ -52,22 +52,27 @@ class RowSource(ABC):
 
 
 class ListRows(RowSource):
-    """Rows in memory."""
+    """Rows in memory; those of a file may be unreadable."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    def __init__(self, rows: Sequence[Mapping[str, Any] | UnreadableRow]):
         digest = hashlib.sha256()
         for number, row in enumerate(rows):
+            if isinstance(row, UnreadableRow):
+                row = {"source": row.source, "reason": row.reason}
             if not isinstance(row, Mapping):
                 raise ValueError(f"`rows`: row {number} is {type(row).__name__}; accepted are mappings")
-            digest.update(to_json(_with_digests(row), sort_keys=True).encode() + b"\n")
+            try:
+                digest.update(to_json(_with_digests(row), sort_keys=True).encode() + b"\n")
+            except RecursionError as error:
+                raise ValueError(f"`rows`: row {number} is nested too deeply") from error
         self.rows = rows
         self.fingerprint = {"kind": "list", "rows": len(rows), "sha256": digest.hexdigest()}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int) -> list[Row]:
-        return [dict(row) for row in self.rows[start:stop]]
+    def read(self, start: int, stop: int) -> list[Row | UnreadableRow]:
+        return [row if isinstance(row, UnreadableRow) else dict(row) for row in self.rows[start:stop]]
 
 
 class DatasetRows(RowSource):
@@ -85,13 +90,15 @@ class DatasetRows(RowSource):
 
 
 class JsonLinesRows(RowSource):
-    """The lines of a JSON Lines file. Each row gets a `source`, "file:line", unless it has one; empty lines are no rows.
+    """The lines of a JSON Lines file. Each row gets the `source` "file:line"; one that it had goes to `metadata`. Empty
+    lines are no rows.
 
     Paths of recordings may be relative to the folder of the file.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.name = os.fspath(path)
+        # "rows.jsonl" and "./rows.jsonl" are the same file.
+        self.name = os.path.normpath(path)
         self.path = Path(path).absolute()
         self.offsets, self.numbers = array("Q"), array("Q")
         digest, offset = hashlib.sha256(), 0
@@ -117,21 +124,10 @@ class JsonLinesRows(RowSource):
         with self.path.open("rb") as file:
             for place in range(start, min(stop, len(self))):
                 file.seek(self.offsets[place])
-                rows.append(self._row(file.readline(), f"{self.name}:{self.numbers[place]}"))
+                line = file.readline()
+                entry = parse_line(self.name, self.numbers[place], line)
+                rows.append(_row_of(entry, str(self.path.parent), line.decode("utf-8", "replace").rstrip("\n")))
         return rows
-
-    def _row(self, line: bytes, source: str) -> Row | UnreadableRow:
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
-            return UnreadableRow(
-                line.decode("utf-8", "replace").rstrip("\n"), source, f"the line is no JSON ({error})"
-            )
-        if not isinstance(row, dict):
-            text = line.decode("utf-8").rstrip("\n")
-            return UnreadableRow(text, source, f"the line is a JSON {type(row).__name__}; a row is an object")
-        row = map_recordings(row, partial(resolve_path, folder=str(self.path.parent)))
-        return row if row.get("source") is not None else {**row, "source": source}
 
 
 class StageRows(RowSource):
@@ -172,7 +168,7 @@ def open_rows(rows: Any) -> RowSource:
     """
     Args:
         rows: a list of mappings, a data set, the path of a JSON Lines file, the folder of an earlier stage, or the path
-            of something else that `read_rows` reads, which is held in memory.
+            of something else that `read_entries` reads, which is held in memory.
 
     Raises:
         ValueError: something else, a path that does not exist, or a stage that is not finished.
@@ -184,15 +180,31 @@ def open_rows(rows: Any) -> RowSource:
     if isinstance(rows, (str, os.PathLike)):
         if (Path(rows) / "manifest.json").is_file():
             return StageRows(rows)
-        if Path(rows).is_file() and Path(rows).suffix == ".jsonl":
+        if Path(rows).is_file() and Path(rows).suffix.lower() == ".jsonl":
             return JsonLinesRows(rows)
-        return ListRows(read_rows(rows))
+        entries = read_entries(os.path.normpath(rows))
+        return ListRows([_row_of(entry, os.path.dirname(os.path.abspath(entry.file))) for entry in entries])
     if isinstance(rows, Sequence) and not isinstance(rows, (bytes, bytearray)):
         return ListRows(rows)
     raise ValueError(
         f"`rows` is {type(rows).__name__}; accepted are a list of mappings, a data set, the path of a file of rows and the "
         "folder of a stage"
     )
+
+
+def _row_of(entry: Entry, folder: str, text: str = "") -> Row | UnreadableRow:
+    """The row of an entry with its place as `source` and absolute paths, from `folder`."""
+    source = f"{entry.file}:{entry.line}"
+    if entry.error is not None:
+        return UnreadableRow(text, source, entry.error)
+    row = map_recordings(entry.row, partial(resolve_path, folder=folder))
+    given, metadata = row.get("source"), row.get("metadata", {})
+    if given is not None and given != source:
+        if not isinstance(metadata, Mapping):
+            return UnreadableRow(text, source, f"`metadata` is {metadata!r:.80}; accepted is an object")
+        # What the row says of its origin stays, but names no row.
+        row["metadata"] = {**metadata, "row_source" if "source" in metadata else "source": given}
+    return {**row, "source": source}
 
 
 def _with_digests(value: Any) -> Any:

@@ -100,15 +100,27 @@ def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def to_json(value: Any, name: str = "row", sort_keys: bool = False) -> str:
     """
-    `value` as JSON. Bytes are base64 under the key `bytes`, and `{"bytes": <base64>}` elsewhere; arrays are lists.
+    `value` as JSON, which UTF-8 can encode. Bytes are base64 under the key `bytes`, and `{"bytes": <base64>}` elsewhere;
+    arrays are lists.
 
     Raises:
         ValueError: something in it is no data; `name` is its place in the message.
     """
     try:
-        return json.dumps(_plain(value, for_json=True), ensure_ascii=False, sort_keys=sort_keys)
+        plain = _plain(value, for_json=True)
+        text = json.dumps(plain, ensure_ascii=False, sort_keys=sort_keys)
+        return text if is_utf8(text) else json.dumps(plain, sort_keys=sort_keys)
     except TypeError as error:
         raise ValueError(f"{name!r} cannot be stored: {error}") from error
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode `text`: it has no half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _typed(values: list[Any]) -> pa.Array | None:
@@ -201,4 +213,4 @@ def _mixes_texts_and_bytes(one: pa.DataType, other: pa.DataType) -> bool:
     return False
 
 
-__all__ = ["common_schema", "json_columns", "rows_of_table", "table_of_rows", "to_json", "with_schema"]
+__all__ = ["common_schema", "is_utf8", "json_columns", "rows_of_table", "table_of_rows", "to_json", "with_schema"]

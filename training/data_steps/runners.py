@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
-from ..row_files import without_nulls
+from ..row_files import problem_of, without_nulls
 from .row_sources import UnreadableRow, open_rows, undecoded
 from .row_tables import common_schema, table_of_rows, with_schema
 from .shards import StageFolder, StepResult, dataset_of_table, rows_of, table_of_rejected
@@ -43,8 +43,8 @@ def run_step(
 
     Args:
         step: the step.
-        rows: a list of mappings, a data set, the path of a JSON Lines file (each row gets a `source`, "file:line", unless
-            it has one; paths of recordings may be relative to the file), or the folder of an earlier stage.
+        rows: a list of mappings, a data set, the path of a file of rows (each row gets the `source` "file:line"; paths of
+            recordings may be relative to the file), or the folder of an earlier stage. Lines that are no rows are rejected.
         output_dir: folder of the stage.
         shard_size: rows of the input per shard.
         num_workers: processes that work; 0 works in this one. They are spawned: a script that asks for them needs
@@ -54,7 +54,7 @@ def run_step(
 
     Raises:
         ValueError: rows that cannot be read, or a folder with a stage of other settings or other rows.
-        Others: what the step raises besides `ValueError` and `OSError`, which reject rows.
+        Others: what the step raises besides `ValueError`, which rejects rows; an `OSError` is a failure of the machine.
     """
     if num_workers < 0:
         raise ValueError(f"`num_workers` is {num_workers}; at least 0 is needed")
@@ -84,14 +84,16 @@ def run_steps(steps: Sequence[Step], rows: Any, output_dir: str | os.PathLike, *
     return results
 
 
-def map_dataset(step: Step, dataset: Dataset, num_proc: int | None = None) -> tuple[Dataset, Dataset]:
+def map_dataset(step: Step, rows: Any, num_proc: int | None = None) -> tuple[Dataset, Dataset]:
     """
     Run a step through `datasets.map`, with its cache and its processes; the rows it makes and the rejected ones (see
-    [`load_rejected`]), both in memory.
+    [`load_rejected`]), both in memory. `rows` are those of [`run_step`].
 
     With several processes, batches end where `datasets` divides the rows.
     """
-    dataset = undecoded(dataset)
+    if not isinstance(rows, Dataset):
+        return _map_rows(step, rows, num_proc)
+    dataset = undecoded(rows)
     mapped = dataset.map(
         _MappedStep(step),
         batched=True,
@@ -106,12 +108,37 @@ def map_dataset(step: Step, dataset: Dataset, num_proc: int | None = None) -> tu
     return tuple(dataset_of_table(_joined(mapped[name])) for name in ("rows", "rejected"))
 
 
+def _map_rows(step: Step, rows: Any, num_proc: int | None) -> tuple[Dataset, Dataset]:
+    source = open_rows(rows)
+    items = source.read(0, len(source))
+    reasons = [item.reason if isinstance(item, UnreadableRow) else problem_of(item) for item in items]
+    readable = [without_nulls(item) for item, reason in zip(items, reasons, strict=True) if reason is None]
+    made, rejected = Dataset.from_list([]), None
+    if readable:
+        made, rejected = map_dataset(step, dataset_of_table(table_of_rows(readable)), num_proc)
+    lost = [
+        table_of_rejected([item], [Rejection(reason)], step.name, place)
+        for place, (item, reason) in enumerate(zip(items, reasons, strict=True))
+        if reason is not None
+    ]
+    if lost or rejected is None:
+        others = dataset_of_table(pa.concat_tables([table_of_rejected([], [], step.name), *lost]))
+        rejected = others if not rejected else concatenate_datasets([rejected, others])
+    return made, rejected
+
+
 def outcomes_of(step: Step, items: Items) -> list[Outcome]:
-    """What becomes of rows: `apply_step`, and a rejection for those that could not be read. Null entries count as absent,
-    as tables fill them in."""
-    rows = [without_nulls(item) for item in items if not isinstance(item, UnreadableRow)]
+    """What becomes of rows: `apply_step`, and a rejection for those that could not be read or cannot be stored, see
+    `problem_of`. Null entries count as absent, as tables fill them in."""
+    reasons = [item.reason if isinstance(item, UnreadableRow) else problem_of(item) for item in items]
+    rows = [without_nulls(item) for item, reason in zip(items, reasons, strict=True) if reason is None]
     made = iter(apply_step(step, rows))
-    return [Rejection(item.reason) if isinstance(item, UnreadableRow) else next(made) for item in items]
+    return [_storable(next(made)) if reason is None else Rejection(reason) for reason in reasons]
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    problems = [] if isinstance(outcome, Rejection) else list(filter(None, map(problem_of, outcome)))
+    return Rejection(f"the step made a row that cannot be stored: {problems[0]}") if problems else outcome
 
 
 def new_copy(step: Step) -> Step:

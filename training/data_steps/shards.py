@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from .row_tables import common_schema, json_columns, table_of_rows, to_json, wit
 from .step import Outcome, Rejection, Row, Step
 
 _VERSION = 1
+# What a stage writes, and what is left of that when it is stopped.
+_WRITTEN = re.compile(r"((part|rejected)-\d{5,}\.parquet|manifest\.json)(?P<temporary>\.\d+\.tmp)?")
 _REJECTED = pa.schema([(name, pa.string()) for name in ("row", "source", "step", "reason")])
 
 
@@ -39,13 +42,14 @@ class StageFolder:
     all parts get the same schema.
 
     Args:
-        folder: created if need be.
+        folder: created if need be; one that holds something must hold a stage.
         step, source: of the stage.
         shard_size: rows of the source per shard.
         overwrite: remove what the folder holds of another stage instead of refusing it.
 
     Raises:
-        ValueError: the folder holds a stage of other settings, other rows or another shard size, or something else.
+        ValueError: the folder holds a stage of other settings, other rows or another shard size, or something else,
+            which is not removed in any case.
     """
 
     def __init__(
@@ -62,9 +66,8 @@ class StageFolder:
                 {"version": _VERSION, "step": step.settings(), "input": source.fingerprint, "shard_size": shard_size}
             )
         )
-        (self.folder / "rejected").mkdir(parents=True, exist_ok=True)
         manifest = self._read_manifest()
-        if manifest is None and not overwrite and (others := sorted(path.name for path in self._others())):
+        if manifest is None and (others := self._others()):
             raise ValueError(
                 f"`output_dir` {str(folder)!r} is no folder of a stage and not empty: it has {others[:5]}"
             )
@@ -76,7 +79,8 @@ class StageFolder:
                     "Choose another folder, or give `overwrite`"
                 )
         fits = manifest is not None and all(manifest.get(name) == value for name, value in self.header.items())
-        self._remove(("**/*.tmp",) if fits and not overwrite else ("**/*.tmp", "part-*.parquet", "rejected/*.parquet"))
+        (self.folder / "rejected").mkdir(parents=True, exist_ok=True)
+        self._remove(only_temporary=fits and not overwrite)
         self.is_finished = fits and not overwrite and manifest["complete"]
         if not self.is_finished:
             self._write_manifest(complete=False, shards=[])
@@ -121,17 +125,35 @@ class StageFolder:
     def _path(self, kind: str, shard: int) -> Path:
         return self.folder / shard_name(kind, shard)
 
-    def _others(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.suffix != ".tmp" and path.name != "rejected"]
+    def _others(self) -> list[str]:
+        """What a folder without a manifest holds, but for what a stage leaves that is stopped before its first one."""
+        if not self.folder.exists():
+            return []
+        names = []
+        for path in self.folder.iterdir():
+            is_first = path.name.startswith("manifest.json.") and _WRITTEN.fullmatch(path.name)
+            if not is_first and not (path.name == "rejected" and path.is_dir() and not any(path.iterdir())):
+                names.append(path.name)
+        return sorted(names)
 
-    def _remove(self, patterns: Sequence[str]) -> None:
-        for pattern in patterns:
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
+    def _remove(self, only_temporary: bool) -> None:
+        for folder in (self.folder, self.folder / "rejected"):
+            for path in folder.iterdir():
+                name = _WRITTEN.fullmatch(path.name)
+                is_part = name and (name["temporary"] or (not only_temporary and path.name != "manifest.json"))
+                if is_part and path.is_file():
+                    path.unlink(missing_ok=True)
 
     def _read_manifest(self) -> dict[str, Any] | None:
+        """The manifest, `None` if there is none of a stage."""
         path = self.folder / "manifest.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None
+        return manifest if isinstance(manifest, dict) and set(self.header) <= set(manifest) else None
 
     def _write_manifest(self, complete: bool, shards: list[dict[str, int]]) -> None:
         manifest = {**self.header, "complete": complete, "shards": shards}
@@ -200,11 +222,19 @@ def table_of_rejected(
         if not isinstance(outcome, Rejection):
             continue
         if isinstance(row, UnreadableRow):
-            entry = {"row": json.dumps(row.text, ensure_ascii=False), "source": row.source, "step": "read"}
+            entry = {"row": to_json(row.text), "source": row.source, "step": "read"}
         else:
-            entry = {"row": to_json(row), "source": str(row.get("source") or f"row {number}"), "step": step}
-        rejected.append({**entry, "reason": outcome.reason})
+            entry = {"row": _as_json(row), "source": str(row.get("source") or f"row {number}"), "step": step}
+        entry["reason"] = outcome.reason
+        rejected.append({name: text.encode("utf-8", "backslashreplace").decode() for name, text in entry.items()})
     return pa.Table.from_pylist(rejected, schema=_REJECTED)
+
+
+def _as_json(row: Row) -> str:
+    try:
+        return to_json(row)
+    except RecursionError:
+        return json.dumps("the row is nested too deeply to be written")
 
 
 def _differences(found: Any, given: Any, place: str = ""):
