@@ -68,6 +68,10 @@ class DataArguments:
     speaker: bool = field(default=True, metadata={"help": "train with speaker vectors"})
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
     channel: int | None = field(default=None, metadata={"help": "channel to take of recordings with several"})
+    check_audio: bool = field(
+        default=True,
+        metadata={"help": "decode every recording before the training; otherwise heads of files are read"},
+    )
     tiny_rows: int = field(default=16, metadata={"help": "generated recordings with --tiny"})
 
 
@@ -159,12 +163,24 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model, parts = load(model_arguments, recipe.tiny)
     apply_freezing(model, model_arguments.freezing)
 
+    collator = FlowDecoderCollator(
+        model.config,
+        max_frequency=data.max_frequency,
+        max_seconds=data.max_seconds,
+        speaker=data.speaker,
+        resample=data.resample,
+        channel=data.channel,
+    )
+
     def rows_of(path: str | None, count: int, seed: int) -> list[dict]:
         rows = tiny_rows(count, seed) if path is None else read_rows(path)
         if path is not None:
             extra = ("codes", "speaker_embeds")
             check_rows([{name: row[name] for name in row if name not in extra} for row in rows], kind="recording")
-        return encode(rows, parts, data, training_arguments.device, model.config.sampling_rate)
+        collator.check(rows, encoded=False, decode=data.check_audio)
+        rows = encode(rows, parts, data, training_arguments.device, model.config.sampling_rate)
+        collator.check(rows, decode=False)  # the codes too
+        return rows
 
     train_rows = rows_of(data.train_data, data.tiny_rows, training_arguments.seed)
     has_evaluation = data.eval_data is not None or recipe.tiny
@@ -176,14 +192,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     trainer = FlowTrainer(
         model=model,
         args=training_arguments,
-        data_collator=FlowDecoderCollator(
-            model.config,
-            max_frequency=data.max_frequency,
-            max_seconds=data.max_seconds,
-            speaker=data.speaker,
-            resample=data.resample,
-            channel=data.channel,
-        ),
+        data_collator=collator,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         callbacks=[LogBeforeSaving()],

@@ -1,6 +1,6 @@
 """Recordings as examples of the flow decoder: codes, speaker vector and mel spectrogram."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from ..configuration.configuration_flow_decoder import FlowDecoderConfig
 from ..modeling.audio_features import resample as resampled
 from ..modeling.audio_features import vocoder_log_mel
 from ..modeling.speaker_adapters import as_speaker_encoder
-from ..processing.audio import read_audio
+from ..processing.audio import as_array, read_audio
+from .example_checks import recording_sizes
+from .example_columns import RowProblems
 
 # A code that is not whole, and a frame that the resampling adds or loses.
 MAX_LENGTH_DIFFERENCE = 2
@@ -92,7 +94,7 @@ class FlowDecoderCollator:
 
     Raises:
         ValueError: a row without a needed entry, a recording that cannot be read or is too short or too long, codes that
-            are those of another recording by their number, or a speaker vector of another size.
+            are outside the codebook or those of another recording by their number, or a speaker vector of another size.
     """
 
     def __init__(
@@ -122,36 +124,94 @@ class FlowDecoderCollator:
             batch["speaker_embeds"] = torch.tensor([row["speaker_embeds"] for row in rows], dtype=torch.float32)
         return batch
 
+    def check(self, rows: Iterable[Mapping[str, Any]], encoded: bool = True, decode: bool = True) -> None:
+        """
+        Check all rows before a training.
+
+        Args:
+            rows: the rows; `source`, if any, names them in errors.
+            encoded: whether each row must have `codes` and `speaker_embeds`; otherwise those are looked at that do.
+            decode: read every recording whole instead of the heads of files.
+
+        Raises:
+            ValueError: with the first 20 of the rows that cannot be trained on and their number; or no rows at all.
+        """
+        problems = RowProblems("rows")
+        for row, size in recording_sizes(rows, self.config.sampling_rate, self.resample, self.channel, decode):
+            found = list(self._entry_problems(row, encoded))
+            if isinstance(size, ValueError):
+                found += [str(size)]
+            elif not found:
+                found += self._length_problems(row, *size)
+            problems.add_row(row, found)
+        problems.raise_if_any()
+
+    def _entry_problems(self, row: Mapping[str, Any], encoded: bool = True) -> Iterator[str]:
+        for name in ("codes", *(["speaker_embeds"] if self.speaker else [])) if encoded else ():
+            if row.get(name) is None:
+                yield f"the row has no `{name}`; it has {sorted(row)}"
+        codes, vector = _numbers(row.get("codes")), _numbers(row.get("speaker_embeds"))
+        if codes is not None:
+            if codes.ndim != 1 or (codes.size and codes.dtype.kind not in "iu"):
+                yield f"`codes` are {str(row['codes'])[:80]}; accepted is a list of whole numbers"
+            elif codes.size and not 0 <= codes.min() <= codes.max() < self.config.codebook_size:
+                place = int(np.argmax((codes < 0) | (codes >= self.config.codebook_size)))
+                accepted = f"accepted are 0 to {self.config.codebook_size - 1}"
+                yield f"`codes` hold {codes[place]} at position {place}; {accepted}"
+        if self.speaker and vector is not None:
+            size = self.config.speaker_embedding_size
+            if vector.ndim != 1 or vector.dtype.kind not in "iuf":
+                yield f"`speaker_embeds` are {str(row['speaker_embeds'])[:80]}; accepted is a list of numbers"
+            elif len(vector) != size:
+                yield f"`speaker_embeds` must have {size} numbers, got {len(vector)}"
+            elif not np.isfinite(vector).all():
+                yield "`speaker_embeds` hold NaN or infinite numbers"
+
+    def _length_problems(self, row: Mapping[str, Any], num_samples: int, rate: int) -> Iterator[str]:
+        """Of a recording of `num_samples` at `rate`, and of the codes of the row, if it has them."""
+        config, margin = self.config, (self.n_fft - self.config.hop_length) // 2
+        if num_samples > self.max_seconds * rate:
+            yield (
+                f"`audio`: {num_samples / rate:.2f} seconds; at most {self.max_seconds} are accepted. Cut it, or give "
+                "`start` and `end`"
+            )
+            return
+        at_rate = -(-num_samples * config.sampling_rate // rate)
+        frames, ratio = at_rate // config.hop_length, config.upsample_ratio
+        count = frames // ratio if row.get("codes") is None else len(row["codes"])
+        if abs(count - frames / ratio) >= MAX_LENGTH_DIFFERENCE:
+            yield (
+                f"`codes`: {count} for a recording of {at_rate / config.sampling_rate:.2f} s; needed are about "
+                f"{frames / ratio:.1f} ({config.frame_rate:g} per second)"
+            )
+        elif at_rate <= margin or not min(frames // ratio, count):
+            yield f"`audio` has no whole code ({1 / config.frame_rate:g} s)"
+
     def _example(self, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Codes `[T]` and mel spectrogram `[num_mel_bins, upsample_ratio * T]` of one row."""
         config = self.config
-        for name in ("codes", *(["speaker_embeds"] if self.speaker else [])):
-            if row.get(name) is None:
-                raise ValueError(f"the row has no `{name}`; it has {sorted(row)}")
-        if self.speaker and len(row["speaker_embeds"]) != config.speaker_embedding_size:
-            raise ValueError(
-                f"`speaker_embeds` must have {config.speaker_embedding_size} numbers, got {len(row['speaker_embeds'])}"
-            )
+        for problem in self._entry_problems(row):
+            raise ValueError(problem)
         samples, rate = _read(row, config.sampling_rate, self.resample, self.channel)
-        if len(samples) > self.max_seconds * rate:
-            raise ValueError(
-                f"`audio`: {len(samples) / rate:.2f} seconds; at most {self.max_seconds} are accepted. Cut it, or give "
-                "`start` and `end`"
-            )
+        for problem in self._length_problems(row, len(samples), rate):
+            raise ValueError(problem)
         waveform = resampled(torch.from_numpy(samples), rate, config.sampling_rate)
         mel = vocoder_log_mel(
             waveform, config.num_mel_bins, config.sampling_rate, self.n_fft, config.hop_length, self.max_frequency
         )
         codes, ratio = torch.as_tensor(row["codes"], dtype=torch.long), config.upsample_ratio
-        if abs(len(codes) - mel.shape[1] / ratio) >= MAX_LENGTH_DIFFERENCE:
-            raise ValueError(
-                f"`codes`: {len(codes)} for a recording of {len(waveform) / config.sampling_rate:.2f} s; needed are "
-                f"about {mel.shape[1] / ratio:.1f} ({config.frame_rate:g} per second)"
-            )
         length = min(mel.shape[1] // ratio, len(codes))
-        if not length:
-            raise ValueError(f"`audio` has no whole code ({1 / config.frame_rate:g} s)")
         return codes[:length], mel[:, : ratio * length]
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """`values` as an array, of Python objects if they are of several kinds; `None` if there are none."""
+    if values is None:
+        return None
+    try:
+        return as_array(values)
+    except (ValueError, OverflowError):  # lists of several lengths
+        return np.array(None)
 
 
 def _read(row: Mapping[str, Any], sampling_rate: int, resample: bool, channel: int | None) -> tuple[np.ndarray, int]:

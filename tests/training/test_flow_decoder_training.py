@@ -1,9 +1,11 @@
 """Training of the flow decoder: examples from recordings, batches, exact losses, the script."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoModel, Trainer, TrainingArguments
 
@@ -65,10 +67,18 @@ def test_what_a_row_has_is_kept(codec, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codes": None}, "a.jsonl:3: .*no `codes`"),
-        ({"audio": None}, "a.jsonl:3: .*no `audio`"),
+        ({"codes": None}, "a.jsonl:3.*no `codes`"),
+        ({"audio": None}, "a.jsonl:3.*(no `audio`|`audio` is missing)"),
         ({"speaker_embeds": None}, "no `speaker_embeds`"),
         ({"speaker_embeds": [0.0] * 3}, "must have 24 numbers, got 3"),
+        ({"codes": [1, 2, 64]}, "`codes` hold 64 at position 2; accepted are 0 to 39"),
+        ({"codes": [1, -1]}, "`codes` hold -1 at position 1"),
+        ({"codes": "1 2 3"}, "`codes` are 1 2 3; accepted is a list of whole numbers"),
+        ({"codes": ["1", "2"]}, "accepted is a list of whole numbers"),
+        ({"codes": [[1], [1, 2]]}, "accepted is a list of whole numbers"),
+        ({"codes": [1.5] * 8}, "accepted is a list of whole numbers"),
+        ({"speaker_embeds": [float("nan")] * 24}, "NaN or infinite"),
+        ({"speaker_embeds": ["a"] * 24}, "accepted is a list of numbers"),
         ({"codes": [1] * 15}, "15 for a recording of 0.67 s"),
         ({"audio": {"array": np.zeros(24001, np.float32), "sampling_rate": 24000}, "codes": [1] * 13}, "at most 1.0"),
         ({"audio": {"array": np.zeros(800, np.float32), "sampling_rate": 24000}, "codes": [1]}, "no whole code"),
@@ -76,8 +86,14 @@ def test_what_a_row_has_is_kept(codec, rows):
     ],
 )
 def test_bad_rows_are_refused(codec, rows, change, message):
+    collator = FlowDecoderCollator(codec.flow.config, max_seconds=1.0)
+    bad = {**rows[0], "source": "a.jsonl:3", **change}
     with pytest.raises(ValueError, match=message):
-        FlowDecoderCollator(codec.flow.config, max_seconds=1.0)([{**rows[0], "source": "a.jsonl:3", **change}])
+        collator([bad])
+    collator.check(rows)
+    with pytest.raises(ValueError, match=message) as caught:
+        collator.check([*rows, bad])
+    assert str(caught.value).startswith("`rows`: 1 of 4 rows cannot be trained on:\n  a.jsonl:3 (row 3): ")
 
 
 def test_recordings_that_cannot_be_encoded_are_refused(codec):
@@ -151,3 +167,15 @@ def test_script_learns_and_its_decoder_loads(tmp_path, capsys):
         script.main([*TINY, "--output_dir", str(tmp_path), "--variant", "other"])
     with pytest.raises(ValueError, match="train_data"):
         script.main(["--output_dir", str(tmp_path)])
+
+
+def test_script_checks_all_rows_first(tmp_path, monkeypatch):
+    script = load_example("train_flow_decoder")
+    monkeypatch.setattr(script, "encode", None)
+    soundfile.write(tmp_path / "a.wav", np.zeros(24000), 24000)
+    lines = [{}, {"codes": [1, 99999]}, {"codes": ["x"]}, {"speaker_embeds": [1.0]}, {"audio": "none.wav"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"audio": "a.wav", **line}) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="4 of 5 rows cannot be trained on") as caught:
+        script.main([*TINY, "--output_dir", str(tmp_path / "out"), "--train_data", str(path)])
+    assert [f"rows.jsonl:{line}" in str(caught.value) for line in range(1, 6)] == [False, True, True, True, True]
