@@ -17,6 +17,7 @@ beside what was made. Speech comes from espeak-ng (`--voices`), or from any text
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from datasets import Dataset, load_from_disk
@@ -70,15 +71,26 @@ class Stages:
 
     def _map(self, step, rows, folder: Path) -> tuple[Dataset, Dataset]:
         # A folder is there as a whole or not at all: the second one is written last.
-        places = folder / "rejected", folder / "rows"
+        places, manifest = (folder / "rejected", folder / "rows"), folder / "settings.json"
+        # Without a fingerprint of a data set that has no rows: it differs from run to run.
+        origin = [] if isinstance(rows, Dataset) and not len(rows) else open_rows(rows).fingerprint
+        made_of = json.dumps({"step": step.settings(), "input": origin}, indent=1, sort_keys=True)
+        if not manifest.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise ValueError(f"`output_dir`: {str(folder)!r} holds something else; choose another folder")
+            manifest.write_text(made_of, encoding="utf-8")
+        elif manifest.read_text(encoding="utf-8") != made_of:
+            raise ValueError(
+                f"`output_dir`: {str(folder)!r} was made of other rows or with other settings; choose another folder"
+            )
         if not places[1].is_dir():
-            if not isinstance(rows, Dataset):
-                source = open_rows(rows)
-                rows = Dataset.from_list(source.read(0, len(source)))
+            for left in (places[0], *(place.with_suffix(".partial") for place in places)):
+                shutil.rmtree(left, ignore_errors=True)
             num_proc = self.options.num_workers or None
             for dataset, place in zip(map_dataset(step, rows, num_proc)[::-1], places, strict=True):
                 partial = place.with_suffix(".partial")
-                partial.mkdir(parents=True, exist_ok=True)
+                partial.mkdir()
                 if len(dataset):  # no rows cannot be loaded
                     dataset.save_to_disk(partial)
                 partial.rename(place)

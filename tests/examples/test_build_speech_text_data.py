@@ -1,5 +1,6 @@
 """Speech-text data in a tiny world: all stages, resumed runs, other runners, data of one's own."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -128,6 +129,26 @@ def test_with_datasets(script, built, tmp_path):
     assert script.main(arguments) == summary
     rows = script.load_from_disk(tmp_path / "chats" / "four_modalities" / "rows")
     assert len(rows) == 8 and read_recording(rows[0]["messages"][1]["content"], "path")[1] == 16000
+
+
+def test_datasets_are_resumed_with_the_same_only(script, tmp_path):
+    options = argparse.Namespace(output_dir=tmp_path, runner="datasets", num_workers=0)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"score": 4, "metadata": {"n": 1}}\n{"score": 4, "metadata": {"n": "x"}}\nno row\n')
+    made = script.Stages(options).run("quality", script.FilterByScore(3.0), path)
+    assert [row["metadata"] for row in made] == [{"n": 1}, {"n": "x"}]
+    stages = script.Stages(options)
+    assert stages.run("quality", script.FilterByScore(3.0), path).to_list() == made.to_list()
+    assert stages.summary["quality"]["rejected"] == 1
+    with pytest.raises(ValueError, match="other settings"):
+        stages.run("quality", script.FilterByScore(5.0), path)
+    path.write_text('{"score": 5}\n')
+    with pytest.raises(ValueError, match="other rows"):
+        stages.run("quality", script.FilterByScore(3.0), path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rejected").write_text("mine")
+    with pytest.raises(ValueError, match="something else"):
+        stages.run("mine", script.FilterByScore(3.0), path)
 
 
 @pytest.mark.slow
