@@ -305,7 +305,6 @@ _READERS = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
 }
-_parsed = parse_line
 
 
 __all__ = ["ACCEPTED_FILES", "MAX_DEPTH", "Entry", "parse_line", "problem_of", "read_entries", "without_nulls"]

@@ -66,7 +66,7 @@ def read_rows(path: str | os.PathLike, audio_root: str | os.PathLike | None = No
     """
     The rows of a file or folder: JSON Lines (also gzipped), a JSON list, Parquet or Arrow.
 
-    Each row gets `source`, `"file:line"` (in tables the number of the row). Null entries are left out, base64 audio
+    Each row gets `source`, `"file:line"` (in tables the number of the row); one that it had goes to `metadata`. Null entries are left out, base64 audio
     becomes `bytes`, and relative paths of audio become absolute, from `audio_root` or the folder of the file. Whether
     rows fit the schema is the business of [`check_rows`].
 
@@ -189,7 +189,11 @@ def _opened(entry: Entry, audio_root: str | os.PathLike | None) -> tuple[dict[st
                 errors.append(RowError(entry.file, entry.line, f"{place}.bytes", f"is no base64 ({error})"))
         elif isinstance(value, dict) and isinstance(value.get("path"), str) and "bytes" not in value:
             value["path"] = _resolved(value["path"], folder)
-    row["source"] = f"{entry.file}:{entry.line}"
+    source, given, metadata = f"{entry.file}:{entry.line}", row.get("source"), row.get("metadata", {})
+    if given not in (None, source) and isinstance(metadata, Mapping):
+        # What the row says of its origin stays, but names no row.
+        row["metadata"] = {**metadata, "row_source" if "source" in metadata else "source": given}
+    row["source"] = source
     return row, errors
 
 

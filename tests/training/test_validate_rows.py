@@ -435,6 +435,15 @@ def test_files_that_cannot_be_read_are_errors_with_their_name(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{folder}:0: ")
 
 
+def test_what_a_row_says_of_its_source_goes_to_its_metadata(tmp_path):
+    rows = [{"audio": "a.wav", "source": "web"}, {"audio": "a.wav", "source": "web", "metadata": {"source": "CCI3"}}]
+    path = write(tmp_path / "rows.jsonl", [*rows, {"audio": "a.wav", "source": f"{tmp_path / 'rows.jsonl'}:3"}])
+    first, second, third = read_rows(path)
+    assert [row["source"] for row in (first, second, third)] == [f"{path}:{line}" for line in (1, 2, 3)]
+    assert first["metadata"] == {"source": "web"} and "metadata" not in third
+    assert second["metadata"] == {"source": "CCI3", "row_source": "web"}
+
+
 def test_nulls_are_absent_behind_a_text():
     chunks = ["Once", {"type": "audio", "path": "a.wav", "url": None}, ["then", {"text": "x", "path": None}]]
     assert without_nulls({"chunks": chunks, "id": None}) == {
