@@ -107,7 +107,10 @@ def load(arguments: ModelArguments, seed: int) -> tuple[DualSpeechForConditional
     if arguments.checkpoint is not None:
         model = AutoModelForMultimodalLM.from_pretrained(arguments.checkpoint, **loading)
         if arguments.condition_attention not in (None, model.config.acoustic_config.condition_attention):
-            raise ValueError("`condition_attention` is not that of the checkpoint, whose weights depend on it")
+            raise ValueError(
+                f"`condition_attention` {arguments.condition_attention!r} is not that of the checkpoint, whose weights "
+                f"depend on it; give --condition_attention {model.config.acoustic_config.condition_attention}"
+            )
     else:
         fields = variant_fields(variant, processor, attention)
         if arguments.text_model is None:

@@ -129,7 +129,7 @@ def resolve_speakers(
             )
         if isinstance(row.speaker, str) and row.speaker in speakers:
             row.speaker = check_speaker(f"speaker {row.speaker!r}", vector_of(speakers[row.speaker]), size)
-        elif isinstance(row.speaker, str) and not Path(row.speaker).exists():
+        elif isinstance(row.speaker, str) and not Path(row.speaker).is_file():
             raise ValueError(
                 f"`speaker` {row.speaker!r} is neither a name in `processor.speakers` ({names}) nor an existing file"
             )

@@ -106,7 +106,7 @@ def summary(result: StepResult) -> Iterator[str]:
     )
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for file in sorted((result.folder / "rejected").glob("*.parquet")):
+    for file in sorted((result.folder / "rejected").glob("rejected-*.parquet")):
         for entry in pq.ParquetFile(file).read(["source", "reason"]).to_pylist():
             reason = entry["reason"].removeprefix(f"{entry['source']}: ")
             reason = re.sub(r"'[^']*'|\S*[/\\]\S*|\d+(\.\d+)?", "_", reason)

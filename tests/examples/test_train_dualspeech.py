@@ -52,7 +52,10 @@ def test_lora_adapter_loads_again(script, tmp_path):
         untrained = base.eval()(**batch).loss
         reloaded = PeftModel.from_pretrained(base, tmp_path).eval()
         trained = reloaded(**batch).loss
+        merged = AutoModelForMultimodalLM.from_pretrained(tmp_path / "merged").eval()(**batch).loss
     assert trained < untrained
+    torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-4)
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").semantic_codebook_size == 32
 
 
 def test_rows_from_files_and_token_rows(script, tmp_path):
@@ -108,7 +111,7 @@ def test_checkpoints_keep_their_attention(script, tmp_path):
     processor.save_pretrained(tmp_path)
     model, _, _ = script.load(script.ModelArguments(checkpoint=str(tmp_path), semantic_loss_weight=0.5), seed=0)
     assert model.config.acoustic_config.condition_attention == "causal" and model.config.semantic_loss_weight == 0.5
-    with pytest.raises(ValueError, match="`condition_attention` is not that of the checkpoint"):
+    with pytest.raises(ValueError, match="`condition_attention` 'bidirectional' is not that of the checkpoint"):
         script.load(script.ModelArguments(checkpoint=str(tmp_path), condition_attention="bidirectional"), seed=0)
     with pytest.raises(StrictDataclassClassValidationError, match="coc_probabilities"):
         script.load(script.ModelArguments(checkpoint=str(tmp_path), coc_probabilities=[1.0, 0.0]), seed=0)

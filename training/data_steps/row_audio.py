@@ -49,7 +49,7 @@ def resolve_path(recording: Any, key: str, folder: str) -> Any:
     if not isinstance(recording, str) or not recording or recording.startswith(("http://", "https://", "data:")):
         return recording
     path = os.path.join(folder, recording)
-    return path if key != "speaker" or os.path.exists(path) else recording
+    return path if key != "speaker" or os.path.isfile(path) else recording
 
 
 __all__ = ["decode_bytes", "map_recordings", "resolve_path"]
