@@ -36,6 +36,7 @@ processor = AutoProcessor.from_pretrained(where, **{kwargs!r})
 """
 
 
+@pytest.mark.slow
 def test_methods_of_model_and_processor(hub, checkpoint, tmp_path):
     folder, expected = checkpoint
     push = LOAD.format(where=str(folder), kwargs={}) + (

@@ -27,6 +27,7 @@ Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
 """
 
 
+@pytest.mark.slow
 def test_checkpoints_are_pushed_without_what_only_resuming_needs(tmp_path):
     with HubServer() as hub:
         run_python(TRAIN.format(folder=str(tmp_path / "run")), **hub.environment(tmp_path / "pushing"))

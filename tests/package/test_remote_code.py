@@ -65,6 +65,7 @@ def test_model_and_processor_without_the_package(checkpoint, alone, tmp_path):
     assert answers_elsewhere(again, **home) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["'tiny', subfolder='audio_tokenizer'", "'tiny/audio_tokenizer'"])
 def test_audio_tokenizer_by_itself(checkpoint, alone, tmp_path, where):
     folder, _ = checkpoint
@@ -93,6 +94,7 @@ def test_audio_tokenizer_by_itself(checkpoint, alone, tmp_path, where):
     assert names == "DualTokenizerModel UsTokenizerModel"
 
 
+@pytest.mark.slow
 def test_model_with_its_feature_extractor(alone, tmp_path):
     campplus().save_pretrained(tmp_path / "speaker")
     KaldiFbankFeatureExtractor().save_pretrained(tmp_path / "speaker")
@@ -248,6 +250,7 @@ def test_required_imports_are_the_dependencies():
     assert sorted(remote_code._REQUIRED) == sorted(line.split(">")[0] for line in wanted)
 
 
+@pytest.mark.slow
 def test_every_registered_class_can_be_bundled(tmp_path):
     """No module of the package breaks the rules of flat bundles."""
     for model_type in remote_code.CONFIGS:

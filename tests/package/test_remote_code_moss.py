@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_model_processor_and_codec_without_the_package(folder, tmp_path):
     code = ANSWER.format(folder=str(folder))
     expected = run_python(f"import dualspeech\n{code}", cwd=tmp_path).splitlines()[-2:]

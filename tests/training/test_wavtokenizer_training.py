@@ -175,6 +175,7 @@ def trainer(folder, max_steps=6, **kwargs):
 
 
 # within the first epoch of 3 steps, and at its end
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_training_is_the_same(tmp_path, save_steps):
     whole = trainer(tmp_path, save_steps=save_steps)
