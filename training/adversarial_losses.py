@@ -1,12 +1,14 @@
-"""Losses of neural codecs: adversarial terms, feature matching, and the distance of log-mel spectrograms.
+"""Losses of neural codecs and vocoders: adversarial terms, feature matching, the distance of log-mel spectrograms.
 
-Sums over discriminators are as in the released training of WavTokenizer (arXiv 2408.16532, section 3.3): the hinge terms
-of period and of spectrogram discriminators are means over each kind, the least-squares terms of DAC are sums.
+How the discriminators of each kind count is a table of `Terms`. The default is the released training of WavTokenizer
+(arXiv 2408.16532, section 3.3): the hinge terms of period and of spectrogram discriminators are means over each kind, the
+least-squares terms of DAC are sums. `HIFT_TERMS` are those of HiFTNet (arXiv 2309.09493): least squares, sums.
 """
 
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,26 @@ from .discriminators import Judgement
 
 LOG_MEL_FLOOR = 1e-7
 Judgements = Mapping[str, Sequence[Judgement]]
+
+
+class Terms(NamedTuple):
+    """How the discriminators of one kind count."""
+
+    least_squares: bool  # instead of hinge
+    mean: bool  # over the discriminators, instead of their sum
+    match_outputs: bool  # the outputs are among the features that are matched
+
+
+HIFT_TERMS = {
+    "period": Terms(least_squares=True, mean=False, match_outputs=True),
+    "resolution": Terms(least_squares=True, mean=False, match_outputs=True),
+    "dac": Terms(least_squares=True, mean=False, match_outputs=False),
+}
+WAVTOKENIZER_TERMS = {
+    "period": Terms(least_squares=False, mean=True, match_outputs=True),
+    "resolution": Terms(least_squares=False, mean=True, match_outputs=True),
+    "dac": HIFT_TERMS["dac"],
+}
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -45,33 +67,45 @@ def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Ten
     return sum((a.float() - b.float()).abs().mean() for a, b in zip(real, fake, strict=True))
 
 
-def discriminator_loss(real: Judgements, fake: Judgements, resolution_weight: float = 1.0) -> Tensor:
-    """Hinge of `period` and, weighted, `resolution` discriminators (means), and least squares of `dac` ones (sum).
+def discriminator_loss(
+    real: Judgements,
+    fake: Judgements,
+    resolution_weight: float = 1.0,
+    terms: Mapping[str, Terms] = WAVTOKENIZER_TERMS,
+) -> Tensor:
+    """What the discriminators minimise.
 
     Args:
         real, fake: judgements of recordings and of generated audio, by kind.
         resolution_weight: of the spectrogram discriminators.
+        terms: how each kind counts.
     """
     total = 0.0
-    for kind, weight in _weights(real, resolution_weight).items():
-        criterion = least_squares_discriminator_loss if kind == "dac" else hinge_discriminator_loss
+    for kind, weight in _weights(real, resolution_weight, terms).items():
+        criterion = least_squares_discriminator_loss if terms[kind].least_squares else hinge_discriminator_loss
         pairs = zip(real[kind], fake[kind], strict=True)
         total = total + weight * sum(criterion(a.scores, b.scores) for a, b in pairs)
     return total
 
 
-def generator_losses(real: Judgements, fake: Judgements, resolution_weight: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The adversarial and the feature matching loss of the generator, with the sums of `discriminator_loss`. As in DAC,
+def generator_losses(
+    real: Judgements,
+    fake: Judgements,
+    resolution_weight: float = 1.0,
+    terms: Mapping[str, Terms] = WAVTOKENIZER_TERMS,
+) -> tuple[Tensor, Tensor]:
+    """The adversarial and the feature matching loss of the generator, weighted like `discriminator_loss`. As in DAC,
     the outputs of its discriminators are not among the features.
 
     Args:
         real, fake: judgements of recordings, whose features are constants here, and of generated audio, by kind.
         resolution_weight: of the spectrogram discriminators.
+        terms: how each kind counts.
     """
     adversarial, matching = 0.0, 0.0
-    for kind, weight in _weights(real, resolution_weight).items():
-        criterion = least_squares_generator_loss if kind == "dac" else hinge_generator_loss
-        layers = slice(None, -1) if kind == "dac" else slice(None)
+    for kind, weight in _weights(real, resolution_weight, terms).items():
+        criterion = least_squares_generator_loss if terms[kind].least_squares else hinge_generator_loss
+        layers = slice(None) if terms[kind].match_outputs else slice(None, -1)
         for a, b in zip(real[kind], fake[kind], strict=True):
             adversarial = adversarial + weight * criterion(b.scores)
             constants = [feature.detach() for feature in a.features[layers]]
@@ -79,12 +113,35 @@ def generator_losses(real: Judgements, fake: Judgements, resolution_weight: floa
     return adversarial, matching
 
 
-def _weights(judgements: Judgements, resolution_weight: float) -> dict[str, float]:
-    weights = {
-        "period": 1 / len(judgements["period"]),
-        "resolution": resolution_weight / len(judgements["resolution"]),
+def relativistic_loss(better: Judgements, worse: Judgements, tau: float = 0.04) -> Tensor:
+    """
+    Truncated pointwise relativistic loss (arXiv 2309.09493, section 3.2), the sum over all discriminators.
+
+    Scores of a pair that differ by less than their median difference m are pulled to it: the mean of
+    (better - worse - m)^2 over those, at most `tau`.
+
+    Args:
+        better, worse: judgements of recordings and of generated audio for the discriminators, the other way round for
+            the generator.
+        tau: where the loss of a discriminator is cut off.
+    """
+    total = 0.0
+    for kind, judgements in better.items():
+        for a, b in zip(judgements, worse[kind], strict=True):
+            difference = a.scores.float() - b.scores.float()
+            distance = difference - difference.median()
+            below = (distance < 0).float()
+            # all scores may differ alike
+            mean = (distance.square() * below).sum() / below.sum().clamp(min=1)
+            total = total + mean.clamp(max=tau)
+    return total
+
+
+def _weights(judgements: Judgements, resolution_weight: float, terms: Mapping[str, Terms]) -> dict[str, float]:
+    return {
+        kind: (resolution_weight if kind == "resolution" else 1.0) / (len(parts) if terms[kind].mean else 1)
+        for kind, parts in judgements.items()
     }
-    return weights | ({"dac": 1.0} if "dac" in judgements else {})
 
 
 @functools.lru_cache(maxsize=8)
@@ -121,6 +178,9 @@ def codec_log_mel(
 
 
 __all__ = [
+    "HIFT_TERMS",
+    "Terms",
+    "WAVTOKENIZER_TERMS",
     "codec_log_mel",
     "discriminator_loss",
     "feature_matching_loss",
@@ -129,4 +189,5 @@ __all__ = [
     "hinge_generator_loss",
     "least_squares_discriminator_loss",
     "least_squares_generator_loss",
+    "relativistic_loss",
 ]

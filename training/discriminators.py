@@ -1,4 +1,4 @@
-"""Discriminators of neural codecs: by period, by spectrogram, and by bands of a complex spectrogram.
+"""Discriminators of neural codecs and vocoders: by period, by spectrogram, and by bands of a complex spectrogram.
 
 WavTokenizer (arXiv 2408.16532, section 3.3) trains against all of them: the first two as in Vocos, with the conditioning
 id of the codec as class, and the pair of DAC, which repeats the first kind and adds the third.
@@ -170,7 +170,7 @@ class CodecDiscriminators(nn.Module):
         resolution_channels: their width.
         dac_windows: windows of the band discriminators; empty leaves them and the twins out.
         dac_channels: their width.
-        num_classes: conditioning ids of the codec.
+        num_classes: conditioning ids of the codec; 0 for none.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class CodecDiscriminators(nn.Module):
         resolution_channels: int,
         dac_windows: tuple[int, ...],
         dac_channels: int,
-        num_classes: int,
+        num_classes: int = 0,
     ):
         super().__init__()
         self.period = nn.ModuleList(PeriodDiscriminator(period, period_channels, num_classes) for period in periods)
@@ -193,9 +193,9 @@ class CodecDiscriminators(nn.Module):
         )
         self.dac_band = nn.ModuleList(BandDiscriminator(n_fft, dac_channels) for n_fft in dac_windows)
 
-    def forward(self, audio: Tensor, class_id: Tensor) -> dict[str, list[Judgement]]:
-        """Judgements of `audio [B, 1, S]` under the classes `class_id` (`[]` or `[B]`), by kind: `period`, `resolution`,
-        and `dac` where there are band discriminators."""
+    def forward(self, audio: Tensor, class_id: Tensor | None = None) -> dict[str, list[Judgement]]:
+        """Judgements of `audio [B, 1, S]` under the classes `class_id` (`[]` or `[B]`; none without classes), by kind:
+        `period`, `resolution`, and `dac` where there are band discriminators."""
         judgements = {
             "period": [part(audio, class_id) for part in self.period],
             "resolution": [part(audio, class_id) for part in self.resolution],

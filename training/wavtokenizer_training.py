@@ -1,20 +1,16 @@
 """Adversarial training of WavTokenizer with the plain `transformers.Trainer`: generator and discriminators in one loss."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..modeling.modeling_wavtokenizer import WavTokenizerModel
 from .adversarial_losses import codec_log_mel, discriminator_loss, generator_losses
+from .adversarial_training import AdversarialTrainingMixin, init_convolution_as_torch
 from .configuration_wavtokenizer_training import WavTokenizerTrainingConfig
-from .discriminators import BandDiscriminator, CodecDiscriminators
 
 
 @dataclass
@@ -39,14 +35,10 @@ class WavTokenizerTrainingOutput(ModelOutput):
     audio_values: torch.Tensor | None = None
 
 
-class WavTokenizerForTraining(PreTrainedModel):
+class WavTokenizerForTraining(AdversarialTrainingMixin, PreTrainedModel):
     """
-    A WavTokenizer with the discriminators that teach it. One backward pass gives every parameter its own gradient: the
-    discriminators judge the detached reconstruction, and the codec hears the discriminators with detached weights.
-    One optimiser and one schedule then do, and checkpoints, accumulation and several processes are those of the Trainer.
-
-    Checkpoints hold the codec and the discriminators, and in their folder `codec` the codec alone, as any WavTokenizer
-    checkpoint.
+    A WavTokenizer with the discriminators that teach it, in one loss: see [`AdversarialTrainingMixin`]. Checkpoints hold
+    both, and in their folder `codec` the codec alone, as any WavTokenizer checkpoint.
 
     Where this differs from the released training:
     - Codec and discriminators take their steps at the same time; there, the discriminators first.
@@ -72,6 +64,7 @@ class WavTokenizerForTraining(PreTrainedModel):
 
     config: WavTokenizerTrainingConfig
     base_model_prefix = "wavtokenizer_training"
+    generator_name = "codec"
     main_input_name = "input_values"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
@@ -83,16 +76,7 @@ class WavTokenizerForTraining(PreTrainedModel):
         super().__init__(config)
         self.codec = WavTokenizerModel._from_config(config.codec_config) if codec is None else codec
         config.codec_config = self.codec.config  # one object
-        self.discriminators = CodecDiscriminators(
-            tuple(config.periods),
-            tuple(config.period_channels),
-            tuple(config.resolution_windows),
-            config.resolution_channels,
-            tuple(config.dac_windows),
-            config.dac_channels,
-            config.codec_config.adanorm_num_embeddings,
-        )
-        self.register_buffer("num_batches", torch.zeros((), dtype=torch.long))
+        self._add_discriminators(config, config.codec_config.adanorm_num_embeddings)
         if config.freeze_encoder:
             self.codec.encoder.requires_grad_(False)
         self.post_init()
@@ -110,31 +94,6 @@ class WavTokenizerForTraining(PreTrainedModel):
         if kwargs.get("freeze_encoder") and not bool(codec.quantizer.initialized):
             raise ValueError("`freeze_encoder` needs a trained codec; the codebook of this one was never trained")
         return cls(WavTokenizerTrainingConfig(codec_config=codec.config, **kwargs), codec)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
-        """As for all models; and the codec alone in the folder `codec`."""
-        self.codec.save_pretrained(Path(save_directory) / "codec", is_main_process=is_main_process)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, nn.Conv2d):
-            self._init_convolution(module)
-        elif isinstance(module, nn.Embedding):
-            init.zeros_(module.weight)  # the classes have no say at the start
-        elif isinstance(module, BandDiscriminator):
-            init.copy_(module.window, torch.hann_window(module.n_fft, dtype=torch.float32))
-        elif module is self:
-            init.zeros_(self.num_batches)
-
-    @staticmethod
-    def _init_convolution(module: nn.Conv2d) -> None:
-        """PyTorch's own initialisation, through the weight norm."""
-        scale, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
-        init.kaiming_uniform_(direction, a=5**0.5)
-        init.copy_(scale, direction.flatten(1).norm(dim=1).view_as(scale))
-        bound = direction[0].numel() ** -0.5
-        init.uniform_(module.bias, -bound, bound)
 
     @can_return_tuple
     def forward(
@@ -170,10 +129,11 @@ class WavTokenizerForTraining(PreTrainedModel):
         loss = config.mel_loss_weight * mel_loss + config.commitment_loss_weight * commitment_loss
         adversarial_loss = feature_loss = judges_loss = None
         if self._in_warmup():
-            # Zero gradients: DistributedDataParallel waits for one of each parameter.
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.discriminators.parameters())
+            loss = loss + self._resting_discriminators()
         else:
-            adversarial_loss, feature_loss, judges_loss = self._judge(real, fake, ids)
+            for_real, for_fake, heard = self._judge(real, fake, ids)
+            adversarial_loss, feature_loss = generator_losses(for_real, heard, config.resolution_loss_weight)
+            judges_loss = discriminator_loss(for_real, for_fake, config.resolution_loss_weight)
             loss = loss + config.adversarial_loss_weight * adversarial_loss
             loss = loss + config.feature_loss_weight * feature_loss + judges_loss
         if self.training:
@@ -196,35 +156,13 @@ class WavTokenizerForTraining(PreTrainedModel):
             return torch.zeros((), dtype=torch.long)
         return torch.randint(self.config.codec_config.adanorm_num_embeddings, (), device="cpu")
 
-    def _in_warmup(self) -> bool:
-        warmup = self.config.mel_warmup_batches
-        return warmup > 0 and int(self.num_batches) < warmup
 
-    def _judge(self, real: Tensor, fake: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The adversarial and feature losses of the codec, then the loss of the discriminators."""
-        weight = self.config.resolution_loss_weight
-        real_judgements = self.discriminators(real, ids)
-        judges_loss = discriminator_loss(real_judgements, self.discriminators(fake.detach(), ids), weight)
-        constants = {name: parameter.detach() for name, parameter in self.discriminators.named_parameters()}
-        heard = functional_call(self.discriminators, constants, (fake, ids))
-        return *generator_losses(real_judgements, heard, weight), judges_loss
-
-
-@torch.no_grad()
 def _init_as_released(codec: WavTokenizerModel) -> None:
     """PyTorch's own initialisation of the encoder's convolutions: vectors of a size for which the weight of the
     commitment loss was chosen, 0.03 instead of 3."""
     for module in codec.encoder.modules():
         if isinstance(module, nn.Conv1d):
-            direction = module.weight
-            if nn.utils.parametrize.is_parametrized(module):
-                direction = module.parametrizations.weight.original1
-            nn.init.kaiming_uniform_(direction, a=5**0.5)
-            if nn.utils.parametrize.is_parametrized(module):
-                scale = module.parametrizations.weight.original0
-                scale.copy_(direction.flatten(1).norm(dim=1).view_as(scale))
-            bound = direction[0].numel() ** -0.5
-            nn.init.uniform_(module.bias, -bound, bound)
+            init_convolution_as_torch(module)
 
 
 __all__ = ["WavTokenizerForTraining", "WavTokenizerTrainingOutput"]
