@@ -147,9 +147,11 @@ class UsTokenizerModel(UsTokenizerPreTrainedModel):
     @classmethod
     def from_whisper(cls, name_or_path: str, **kwargs) -> "UsTokenizerModel":
         """A new tokenizer around the encoder of a Whisper checkpoint (folder or Hub id); `kwargs` are fields of
-        [`UsTokenizerConfig`]."""
+        [`UsTokenizerConfig`]. `max_seconds` is what an encoder with fewer positions than Whisper's has room for."""
         whisper = WhisperModel.from_pretrained(name_or_path, dtype=torch.float32)
         encoder_config = whisper_encoder_config(whisper.config)
+        room = encoder_config.max_source_positions * UsTokenizerConfig.hop_length / UsTokenizerConfig.sampling_rate
+        kwargs = {"max_seconds": min(UsTokenizerConfig.max_seconds, room), **kwargs}
         model = cls(UsTokenizerConfig(encoder_config=encoder_config, hidden_size=encoder_config.d_model, **kwargs))
         model.encoder.load_state_dict(whisper.encoder.state_dict())
         return model

@@ -228,7 +228,7 @@ class WhisperVqModel(PreTrainedModel):
         input_features: Tensor,
         attention_mask: Tensor | None = None,
         update_codebook: bool = False,
-        restart_codes: bool = False,
+        restart_codes: bool | float = False,
         **kwargs,
     ) -> WhisperVqOutput:
         """
@@ -237,8 +237,8 @@ class WhisperVqModel(PreTrainedModel):
         Args:
             input_features, attention_mask: as for [`~WhisperVqModel.encode`].
             update_codebook (`bool`): let the codebook follow this batch by moving averages, after it was used.
-            restart_codes (`bool`): with `update_codebook`, also replace the codes whose moving count is below 1 by
-                vectors of this batch.
+            restart_codes (`bool` or `float`): with `update_codebook`, also replace the codes whose moving count is below
+                this number (true: 1) by vectors of this batch.
 
         Returns:
             [`WhisperVqOutput`].
@@ -330,7 +330,7 @@ class WhisperVqModel(PreTrainedModel):
         padded = F.pad(hidden_states, (0, 0, 0, -hidden_states.shape[1] % size))
         return padded.unflatten(1, (-1, size)).mean(dim=2)
 
-    def _quantizer(self, restart_codes: bool = False) -> EmaVectorQuantizer:
+    def _quantizer(self, restart_codes: bool | float = False) -> EmaVectorQuantizer:
         """The codebook and its averages as a quantiser that works on our tensors, which have their released names."""
         config = self.config
         with torch.device("meta"):
