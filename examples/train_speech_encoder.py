@@ -86,9 +86,7 @@ class DataArguments:
     train_data: str | None = field(default=None, metadata={"help": "files of rows, comma-separated"})
     eval_data: str | None = field(default=None, metadata={"help": "the same, for evaluation"})
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
-    in_memory: bool = field(
-        default=False, metadata={"help": "keep recordings after they were read, 64 kB a second in each worker"}
-    )
+    in_memory: bool = field(default=False, metadata={"help": "read all recordings at the start, 64 kB a second"})
     check_audio: bool = field(
         default=True,
         metadata={"help": "decode every recording before the training; otherwise heads of files are read"},

@@ -1,13 +1,14 @@
 """Recordings with transcripts as features and labels, and error rates: data of the training of speech encoders."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..processing.audio import load_audio
 from .configuration_speech_encoder_training import BLANK_ID, SpeechEncoderForCtcConfig
@@ -94,7 +95,7 @@ class SpeechRecognitionData(Dataset):
         seed: of the draws.
         resample: convert recordings of another rate instead of refusing them.
         lengths (*optional*): samples of each recording, for batches of similar length.
-        in_memory: keep each recording after it was read, 64 kB a second in each process that reads.
+        in_memory: read all recordings now, 64 kB a second; workers share them.
 
     Raises:
         ValueError: no rows; on access, a row that cannot be used, with its place.
@@ -113,9 +114,9 @@ class SpeechRecognitionData(Dataset):
         if not len(rows):
             raise ValueError("`rows` must hold a recording at least, got none")
         self.rows, self.config, self.augmentation, self.seed = rows, config, augmentation, seed
-        self.resample, self.lengths, self.in_memory = resample, lengths, in_memory
-        self._waveforms: dict[int, torch.Tensor] = {}
+        self.resample, self.lengths = resample, lengths
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # also seen by workers that live on
+        self._waveforms = [self._read(index) for index in range(len(rows))] if in_memory else None
 
     @property
     def epoch(self) -> int:
@@ -129,15 +130,13 @@ class SpeechRecognitionData(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, config = self.rows[index], self.config
-        try:
-            waveform = self._waveform(index)
-            text = transcript_of(row)
+        config = self.config
+        waveform = self._read(index) if self._waveforms is None else self._waveforms[index]
+        with _located(self.rows[index], index):
+            text = transcript_of(self.rows[index])
             if text is None:
                 raise ValueError("a transcript (`targets` or `text`) is missing")
             labels = config.label_ids(text)
-        except ValueError as error:
-            raise ValueError(f"{row.get('source', f'row {index}')}: {error}") from error
         if self.augmentation is None:
             features = encoder_features(waveform, config)
         else:
@@ -147,19 +146,16 @@ class SpeechRecognitionData(Dataset):
             features = self.augmentation.features(encoder_features(waveform, config), draw, num_frames)
         return {"input_features": features, "num_samples": len(waveform), "labels": labels}
 
-    def _waveform(self, index: int) -> torch.Tensor:
-        if index in self._waveforms:
-            return self._waveforms[index]
+    def _read(self, index: int) -> torch.Tensor:
         row, config = self.rows[index], self.config
-        if row.get("audio") is None:
-            raise ValueError(f"a row needs 'audio'; this one has {sorted(row)}")
-        audio, _ = load_audio(row["audio"], config.sampling_rate, self.resample)
-        if not config.min_samples <= len(audio) <= config.max_samples:
-            raise ValueError(f"audio: {len(audio)} samples; {config.min_samples} to {config.max_samples} are accepted")
-        waveform = torch.from_numpy(audio)
-        if self.in_memory:
-            self._waveforms[index] = waveform
-        return waveform
+        with _located(row, index):
+            if row.get("audio") is None:
+                raise ValueError(f"a row needs 'audio'; this one has {sorted(row)}")
+            audio, _ = load_audio(row["audio"], config.sampling_rate, self.resample)
+            low, high = config.min_samples, config.max_samples
+            if not low <= len(audio) <= high:
+                raise ValueError(f"audio: {len(audio)} samples; {low} to {high} are accepted")
+        return torch.from_numpy(audio)
 
     @staticmethod
     def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -172,6 +168,31 @@ class SpeechRecognitionData(Dataset):
         }
 
 
+@contextmanager
+def _located(row: Mapping[str, Any], index: int):
+    """Put the place of the row in front of errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{row.get('source', f'row {index}')}: {error}") from error
+
+
+class LengthGroupedEpochs(Sampler):
+    """Batches of similar length, in an order that follows from the seed and the epoch of the data alone: an interrupted
+    training goes on exactly, which it does not with the sampler of the Trainer."""
+
+    def __init__(self, data: SpeechRecognitionData, batch_size: int, seed: int):
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self):
+        seed = int(np.random.default_rng([self.seed, self.data.epoch]).integers(2**62))
+        generator = torch.Generator().manual_seed(seed)
+        return iter(get_length_grouped_indices(list(self.data.lengths), self.batch_size, generator=generator))
+
+
 class SpeechRecognitionTrainer(SpeechTrainer):
     """[`SpeechTrainer`] for [`SpeechRecognitionData`], which knows the lengths of its recordings without reading them."""
 
@@ -180,7 +201,8 @@ class SpeechRecognitionTrainer(SpeechTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or getattr(data, "lengths", None) is None:
             return super()._get_train_sampler(train_dataset)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(batch_size, lengths=list(data.lengths))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedEpochs(data, batch_size, seed)
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
