@@ -85,6 +85,10 @@ RAW = {
         lambda path="good.wav": {"audio": path, "speaker": "ann"},
         [{"audio": "none.wav", "speaker": "bob"}, {"audio": "good.wav"}, {"audio": "good.wav", "speaker": [0.5]}],
     ),
+    "train_vocoder": (
+        lambda path="good.wav": {"audio": path},
+        [{"audio": "none.wav"}, {"audio": {"path": "good.wav", "start": 9}}],
+    ),
     "train_flow_decoder": (
         lambda path="good.wav": {"audio": path},
         [{"audio": "good.wav", "codes": [99999]}, {"audio": "good.wav", "speaker_embeds": [1.0]}],

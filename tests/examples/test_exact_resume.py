@@ -48,6 +48,7 @@ RUNS = {
     ),
     "campplus": ("train_speaker_encoder", ["--recipe", "campplus", "--eval_strategy", "steps", "--tiny_rows", "15"]),
     "us_tokenizer": ("train_us_tokenizer", ["--recipe", "us_tokenizer", "--gradient_accumulation_steps", "2"]),
+    "vocoder": ("train_vocoder", ["--recipe", "hift_small", "--gradient_accumulation_steps", "2"]),
     "stage2": ("train_moss_speech", ["--recipe", "moss_stage2_full", *MIXED]),
     "stage2_layerwise": ("train_moss_speech", ["--recipe", "moss_stage2_layerwise", *MIXED]),
 }

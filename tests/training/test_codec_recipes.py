@@ -1,9 +1,10 @@
-"""The recipes of codec and flow decoder: accepted by their scripts, in the sizes that they name."""
+"""The recipes of codec, vocoder and flow decoder: accepted by their scripts, in the sizes that they name."""
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
+from dualspeech import HiFTConfig
 from dualspeech.training.recipe import parse_arguments, read_recipe
 from tests.examples.running import load_example
 
@@ -28,6 +29,27 @@ def test_codec_recipes(name, hop, codec_size, discriminator_size):
         assert sum(parameter.numel() for parameter in part.parameters()) / 1e6 == pytest.approx(size, abs=0.06)
     assert training.learning_rate == 2e-4 and training.lr_scheduler_type == "cosine"
     assert model.config.mel_warmup_batches == losses.mel_warmup_steps * training.gradient_accumulation_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "hop", "vocoder_size", "discriminator_size"),
+    [("hift", 24000, 480, 20.8, 41.7), ("hift_small", 16000, 320, 0.75, 0.05)],
+)
+def test_vocoder_recipes(name, rate, hop, vocoder_size, discriminator_size):
+    groups = ("VocoderArguments", "LossArguments", "DataArguments")
+    module, (vocoder, losses, data, training, _) = parsed("train_vocoder", *groups, recipe=name)
+    with torch.device("meta"):
+        model = module.load(vocoder, losses, training.gradient_accumulation_steps)
+    config = model.config.vocoder_config
+    assert (config.sampling_rate, config.hop_length) == (rate, hop) and data.segment_frames >= model.config.min_frames
+    for part, size in ((model.vocoder, vocoder_size), (model.discriminators, discriminator_size)):
+        assert sum(parameter.numel() for parameter in part.parameters()) / 1e6 == pytest.approx(size, abs=0.06)
+    steps = training.gradient_accumulation_steps
+    assert model.config.mel_warmup_batches == losses.mel_warmup_steps * steps
+    assert model.config.target_f0_batches == losses.target_f0_steps * steps
+    if name == "hift":
+        assert config.to_diff_dict() == HiFTConfig().to_diff_dict() and data.segment_frames * hop == 24480
+        assert model.config.mel_loss_windows == [1920] and training.learning_rate == 2e-4
 
 
 def test_flow_recipe():
