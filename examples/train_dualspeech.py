@@ -38,7 +38,7 @@ from dualspeech.training.dualspeech_variants import get_variant, parity_fields, 
 from dualspeech.training.example_checks import check_dualspeech_examples
 from dualspeech.training.lora import dualspeech_lora_config
 from dualspeech.training.mixtures import mix_datasets, parse_weights
-from dualspeech.training.recipe import parse_arguments
+from dualspeech.training.recipe import fields_of, parse_arguments
 from dualspeech.training.trainer import SpeechTrainer
 from dualspeech.training.training_data import (
     DataArguments,
@@ -71,6 +71,10 @@ class ModelArguments:
     )
     condition_attention: str | None = field(
         default=None, metadata={"help": "of a new AcousticGPT: bidirectional (as released) or causal (paper)"}
+    )
+    acoustic_config: str | None = field(
+        default=None,
+        metadata={"help": "fields of AcousticGPTConfig for a new one, as JSON or as a mapping of a recipe"},
     )
     text_loss_weight: float | None = field(default=None, metadata={"help": "of text answers"})
     semantic_loss_weight: float | None = field(default=None, metadata={"help": "lambda; 0 is the paper's ablation"})
@@ -112,7 +116,8 @@ def load(arguments: ModelArguments, seed: int) -> tuple[DualSpeechForConditional
                 f"depend on it; give --condition_attention {model.config.acoustic_config.condition_attention}"
             )
     else:
-        fields = variant_fields(variant, processor, attention)
+        own = fields_of("acoustic_config", arguments.acoustic_config)
+        fields = variant_fields(variant, processor, attention, **own)
         if arguments.text_model is None:
             model = tiny_model(processor.tokenizer, seed=seed, **fields)
         else:

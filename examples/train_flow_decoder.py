@@ -27,7 +27,7 @@ from dualspeech import FlowDecoderConfig, FlowDecoderModel
 from dualspeech.training.flow_examples import FlowDecoderCollator, encode_recordings
 from dualspeech.training.freezing import apply_freezing
 from dualspeech.training.loss_parts import LossPartsMixin
-from dualspeech.training.recipe import parse_arguments
+from dualspeech.training.recipe import fields_of, parse_arguments
 from dualspeech.training.seeded_evaluation import SeededEvaluationMixin
 from dualspeech.training.trainer import LogBeforeSaving
 from dualspeech.training.training_run import run
@@ -50,6 +50,9 @@ class ModelArguments:
     encoder: str | None = field(default=None, metadata={"help": "tokenizer that makes the codes; of codec by default"})
     speaker_encoder: str | None = field(default=None, metadata={"help": "CAM++; that of codec by default"})
     variant: str = field(default="moss_speech", metadata={"help": f"a new decoder's sizes: {', '.join(VARIANTS)}"})
+    flow_config: str | None = field(
+        default=None, metadata={"help": "fields in which a new decoder differs, as JSON or as a mapping of a recipe"}
+    )
     freezing: str = field(default="full", metadata={"help": "regular expression in names of parameters that train"})
     chunk_size: int | None = field(default=None, metadata={"help": "codes per chunk of the streaming masks"})
     streaming_probability: float | None = field(default=None, metadata={"help": "of a batch with streaming masks"})
@@ -121,7 +124,10 @@ def load(arguments: ModelArguments, tiny: bool) -> tuple[FlowDecoderModel, dict[
         model = FlowDecoderModel.from_pretrained(arguments.flow_decoder, dtype=torch.float32)
     else:
         codec = parts["codec"]
-        model = codec.flow if codec is not None else FlowDecoderModel(VARIANTS[arguments.variant]())
+        fields = fields_of("flow_config", arguments.flow_config)
+        if codec is not None and fields:
+            raise ValueError("`flow_config` is for a new decoder; that of `codec` has its own sizes")
+        model = codec.flow if codec is not None else FlowDecoderModel(VARIANTS[arguments.variant](**fields))
     for name in OVERRIDES:
         if getattr(arguments, name) is not None:
             setattr(model.config, name, getattr(arguments, name))

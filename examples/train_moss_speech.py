@@ -24,7 +24,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTok
 
 from dualspeech import (
     MossSpeechDataCollator,
-    MossSpeechFeatureExtractor,
     MossSpeechProcessor,
     SplitLayerQwen3ForCausalLM,
 )
@@ -89,17 +88,21 @@ class FreezingArguments:
 
 def load(arguments: ModelArguments, seed: int) -> tuple[SplitLayerQwen3ForCausalLM, MossSpeechProcessor]:
     """Model and processor, fitting each other."""
-    tokenizer = None
+    processor = tokenizer = None
+    if arguments.processor is not None or arguments.checkpoint is not None:
+        processor = AutoProcessor.from_pretrained(arguments.processor or arguments.checkpoint)
     if arguments.checkpoint is not None:
         model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
     elif arguments.text_model is not None:
         tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
+        codec = arguments.codec and AutoModel.from_pretrained(arguments.codec)
         model = SplitLayerQwen3ForCausalLM.from_text_model(
             arguments.text_model,
             arguments.num_modality_layers,
             arguments.audio_vocab_size,
             arguments.vocab_size,
             arguments.dtype,
+            **speech_ids(tokenizer, codec if processor is None else processor),
         )
     else:
         layers = min(arguments.num_modality_layers, 1)
@@ -109,14 +112,19 @@ def load(arguments: ModelArguments, seed: int) -> tuple[SplitLayerQwen3ForCausal
     for name in ("text_loss_weight", "audio_loss_weight"):
         if getattr(arguments, name) is not None:
             setattr(model.config, name, getattr(arguments, name))
-    if arguments.processor is not None or arguments.checkpoint is not None:
-        processor = AutoProcessor.from_pretrained(arguments.processor or arguments.checkpoint)
-    elif tokenizer is not None:
-        codec = arguments.codec and AutoModel.from_pretrained(arguments.codec)
-        processor = MossSpeechProcessor.from_config(model.config, tokenizer, MossSpeechFeatureExtractor(), codec)
-    else:
+    if processor is None and tokenizer is not None:
+        processor = MossSpeechProcessor.from_config(model.config, tokenizer, audio_tokenizer=codec)
+    elif processor is None:
         processor = tiny_moss_processor(model.config)
     return model, processor
+
+
+def speech_ids(tokenizer, codec) -> dict[str, int]:
+    """The ids around speech for a model with this tokenizer and the codes of `codec` (or of a processor), as fields of
+    its configuration."""
+    tokens = {"sosp_token_id": "<|object_ref_start|>", "modality_pad_token_id": "<think>"}
+    ids = dict(zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens.values())), strict=True))
+    return ids if codec is None else ids | {"eosp_token_id": codec.codebook_size}
 
 
 def encode(rows: list[dict], processor: MossSpeechProcessor, resample: bool = False) -> list[dict]:

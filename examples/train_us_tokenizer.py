@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments,
 from dualspeech import UsTokenizerForUnderstanding, UsTokenizerModel
 from dualspeech.training.data_collator_us_tokenizer import UsTokenizerCollator
 from dualspeech.training.example_checks import check_us_tokenizer_rows
-from dualspeech.training.recipe import parse_arguments
+from dualspeech.training.recipe import fields_of, parse_arguments
 from dualspeech.training.trainer import SpeechTrainer
 from dualspeech.training.training_data import dataset_of, parse_sources, recording_seconds
 from dualspeech.training.training_run import run, without_evaluation
@@ -34,6 +34,10 @@ class ModelArguments:
     whisper: str | None = field(default=None, metadata={"help": "Whisper checkpoint whose encoder is used"})
     text_model: str | None = field(default=None, metadata={"help": "causal language model that reads the speech"})
     us_tokenizer: str | None = field(default=None, metadata={"help": "USTokenizer checkpoint to start from instead"})
+    us_tokenizer_config: str | None = field(
+        default=None,
+        metadata={"help": "fields of UsTokenizerConfig for a new one, as JSON or as a mapping of a recipe"},
+    )
     kmeans_init: bool = field(default=False, metadata={"help": "start the codebook with k-means on the first batch"})
     train_encoder: bool = field(default=False, metadata={"help": "train the speech encoder too"})
     official_parity: bool = field(
@@ -78,6 +82,7 @@ def load(arguments: ModelArguments, text_steps: int = 120):
     if arguments.official_parity:
         fields |= {"mask_padding": False, "dead_code_threshold": 0.0, "min_seconds": 1.0}
     fields["kmeans_init"] = arguments.kmeans_init
+    fields |= fields_of("us_tokenizer_config", arguments.us_tokenizer_config)
     if arguments.us_tokenizer is not None:
         us_tokenizer = UsTokenizerModel.from_pretrained(arguments.us_tokenizer, dtype=torch.float32, **fields)
     elif arguments.whisper is not None:

@@ -36,6 +36,14 @@ class CodecArguments:
         default=None, metadata={"help": "checkpoint to fine-tune instead of a new codec; the sizes are then its own"}
     )
     freeze_encoder: bool = field(default=False, metadata={"help": "keep encoder and codebook; train the decoder only"})
+    encoder_initialization: str = field(
+        default="released",
+        metadata={
+            "help": "of a new encoder: as released, whose vectors hardly differ at the start (large batches sort that "
+            "out), or he, with vectors of size 3 that differ; then commitment_loss_weight is to be near 1",
+            "choices": ["released", "he"],
+        },
+    )
     sampling_rate: int = field(default=24000, metadata={"help": "in Hz"})
     upsampling_ratios: list[int] = field(
         default_factory=lambda: [6, 5, 5, 4], metadata={"help": "strides; their product is the samples per code"}
@@ -44,6 +52,7 @@ class CodecArguments:
     hidden_size: int = field(default=512, metadata={"help": "of the encoder's output and of the codebook"})
     codebook_size: int = field(default=4096, metadata={"help": "number of codes"})
     kmeans_iterations: int = field(default=200, metadata={"help": "of the start of the codebook"})
+    vq_decay: float = field(default=0.99, metadata={"help": "of the averages behind the codebook"})
     dead_code_threshold: float = field(default=2.0, metadata={"help": "count below which codes are restarted"})
     decoder_hidden_size: int = field(default=768, metadata={"help": "width of the decoder"})
     decoder_intermediate_size: int = field(default=2304, metadata={"help": "inner width of its ConvNeXt blocks"})
@@ -139,6 +148,7 @@ def load(codec: CodecArguments, losses: LossArguments, accumulation: int) -> Wav
     """The codec, new or from a checkpoint, with new discriminators."""
     sizes, fields = asdict(codec), asdict(losses)
     path, freeze_encoder = sizes.pop("codec"), sizes.pop("freeze_encoder")
+    initialization = sizes.pop("encoder_initialization")
     if not fields.pop("dac_discriminators"):
         fields["dac_windows"] = []
     fields["mel_warmup_batches"] = fields.pop("mel_warmup_steps") * accumulation
@@ -148,6 +158,8 @@ def load(codec: CodecArguments, losses: LossArguments, accumulation: int) -> Wav
     if freeze_encoder:
         raise ValueError("`freeze_encoder` needs a trained codec; give one with `codec`")
     config = WavTokenizerConfig(codebook_dim=codec.hidden_size, **sizes)
+    if initialization == "he":
+        return WavTokenizerForTraining.from_codec(WavTokenizerModel(config), **fields)
     return WavTokenizerForTraining(WavTokenizerTrainingConfig(codec_config=config, **fields))
 
 

@@ -69,26 +69,44 @@ def variant_processor(
         sizes["num_acoustic_codebooks"] = audio_tokenizer.num_acoustic_codebooks
         sizes["speaker_embedding_size"] = audio_tokenizer.speaker_embedding_size
     extend_tokenizer(tokenizer, sizes["semantic_codebook_size"])
-    return DualSpeechProcessor(
-        DualSpeechFeatureExtractor(), tokenizer, **sizes, audio_tokenizer=None if is_codec else audio_tokenizer
-    )
+    extractor = DualSpeechFeatureExtractor(**_recording_fields(audio_tokenizer))
+    return DualSpeechProcessor(extractor, tokenizer, **sizes, audio_tokenizer=None if is_codec else audio_tokenizer)
+
+
+def _recording_fields(audio_tokenizer: PreTrainedModel | None) -> dict[str, Any]:
+    """Rates and lengths of the recordings that `audio_tokenizer` reads, as fields of the feature extractor."""
+    if audio_tokenizer is None:
+        return {}
+    rates = {
+        "sampling_rate": audio_tokenizer.semantic_sampling_rate,
+        "codec_sampling_rate": audio_tokenizer.codec_sampling_rate,
+    }
+    semantic = audio_tokenizer.config.semantic_config
+    lengths = {name: getattr(semantic, name, None) for name in ("min_seconds", "max_seconds")}
+    return {name: value for name, value in (rates | lengths).items() if value is not None}
 
 
 def variant_fields(
-    variant: Variant, processor: DualSpeechProcessor, condition_attention: str = "bidirectional"
+    variant: Variant, processor: DualSpeechProcessor, condition_attention: str = "bidirectional", **kwargs
 ) -> dict[str, Any]:
     """
     Fields of [`DualSpeechConfig`] for a model of `variant` that goes with `processor`.
 
+    Args:
+        condition_attention, kwargs: fields of [`AcousticGPTConfig`].
+
     Raises:
-        ValueError: one of them has an acoustic stage and the other has not.
+        ValueError: one of them has an acoustic stage and the other has not, or fields for one that there is not.
     """
     if variant.acoustic != (processor.acoustic_codebook_size is not None):
         raise ValueError(
             f"the variant has {'an' if variant.acoustic else 'no'} acoustic stage, but the processor has "
             f"`acoustic_codebook_size` {processor.acoustic_codebook_size}"
         )
+    if kwargs and not variant.acoustic:
+        raise ValueError(f"the variant has no acoustic stage, but fields of one are given: {sorted(kwargs)}")
     acoustic = {
+        **kwargs,
         "codebook_size": processor.acoustic_codebook_size,
         "num_codebooks": processor.num_acoustic_codebooks,
         "condition_attention": condition_attention,

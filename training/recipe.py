@@ -1,6 +1,7 @@
 """Recipes: the arguments of one training stage in a YAML file, with the source beside each value."""
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,23 @@ def parse_arguments(
             recipe_arguments.global_batch_size, training.per_device_train_batch_size, training.world_size
         )
     return parsed
+
+
+def fields_of(name: str, value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    Fields of a configuration, given as one argument of a script: JSON on the command line, a mapping in a recipe.
+
+    Raises:
+        ValueError: no JSON object; `name` is the argument.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is no JSON ({error}): {value!r}") from error
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` must be an object with the fields of a configuration, got {value!r}")
+    return dict(value or {})
 
 
 def started_processes() -> int:
