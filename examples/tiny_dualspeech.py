@@ -1,10 +1,14 @@
 """Tiny parts for the example scripts: tokenizer, audio tokenizer, model, and rows of all eight tasks.
 
+    python examples/tiny_dualspeech.py outputs/tiny_dualspeech     # saves a checkpoint of them
+
 Nothing is downloaded and nothing is trained: the "speech" is a sequence of tones, one per word, and the audio tokenizer
 has random weights, which still maps equal tones to equal codes. It is enough to see every call work.
 """
 
+import argparse
 import string
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -203,3 +207,25 @@ def tiny_rows(count: int, seed: int = 0) -> list[dict]:
             row = {"audio": spoken(words), "question": spoken(["one"]), "targets": {"audio": spoken([words[0]])}}
         rows.append({"task": task, **row})
     return rows
+
+
+def make_dualspeech_checkpoint(folder: str | Path) -> Path:
+    """Save a tiny model and its processor, audio tokenizer included, to `folder`."""
+    processor = tiny_processor()
+    model = tiny_model(processor.tokenizer)
+    # Noise would not end by itself.
+    model.generation_config.text = {"num_beams": 4, "max_tokens": 16}
+    model.generation_config.speech = {"max_codes": 16}
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return Path(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="outputs/tiny_dualspeech")
+    print(make_dualspeech_checkpoint(parser.parse_args(arguments).folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,12 +20,10 @@ def blocks(language):
 def test_every_python_block_runs(tmp_path):
     run_python(
         """
-        from pathlib import Path
-        import quickstart
-        from tiny_dualspeech import tone_speech
+        from tiny_dualspeech import make_dualspeech_checkpoint, tone_speech
         from tiny_moss_speech import make_moss_checkpoint
         from dualspeech.processing.audio import save_audio
-        quickstart.make_checkpoint(Path("outputs/quickstart/checkpoint"))
+        make_dualspeech_checkpoint("outputs/quickstart/checkpoint")
         make_moss_checkpoint("outputs/chat/checkpoint")
         save_audio("speech.wav", tone_speech(["one", "red", "house"]), 24000)
         save_audio("question.wav", tone_speech(["one", "house"], rate=16000), 16000)
