@@ -83,7 +83,7 @@ def draw(columns: Mapping[str, Sequence[Panel]], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _short(text: str, length: int = 62) -> str:
+def _short(text: str, length: int = 57) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
