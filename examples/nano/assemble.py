@@ -17,7 +17,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from dualspeech import (
     DualTokenizerModel,
@@ -26,6 +33,7 @@ from dualspeech import (
     MossSpeechProcessor,
     UsTokenizerForUnderstanding,
 )
+from dualspeech.processing.processor_with_audio_tokenizer import AUDIO_SUBFOLDER
 from dualspeech.training.dualspeech_variants import get_variant, variant_processor
 
 
@@ -47,6 +55,7 @@ def moss_processor(options: argparse.Namespace) -> None:
     tokenizer, codec = AutoTokenizer.from_pretrained(options.text_model), AutoModel.from_pretrained(options.codec)
     extractor = MossSpeechFeatureExtractor(**codec_features(codec))
     sizes = {"vocab_size": len(tokenizer), "codebook_size": codec.codebook_size}
+    sizes["audio_pad_token_id"] = min(512, codec.codebook_size - 1)  # as in the release, where there are so many codes
     processor = MossSpeechProcessor(extractor, tokenizer, **sizes, audio_tokenizer=codec)
     processor.voice = processor.make_voice(options.voice).trim(multiple_of=codec.config.flow_config.chunk_size)
     processor.save_pretrained(options.output)
@@ -57,6 +66,7 @@ def codec_features(codec: MossSpeechCodecModel) -> dict[str, int]:
     encoder = codec.config.encoder_config
     return {
         "feature_size": encoder.num_mel_bins,
+        "sampling_rate": encoder.sampling_rate,
         "samples_per_code": encoder.samples_per_code,
         "chunk_length": encoder.max_samples // encoder.sampling_rate,
     }
@@ -76,24 +86,38 @@ def moss_codec(options: argparse.Namespace) -> None:
 def checkpoint(options: argparse.Namespace) -> None:
     """A model with its processor, stored in half precision."""
     processor = AutoProcessor.from_pretrained(options.model)
-    auto_class = AutoModelForMultimodalLM if hasattr(processor, "audio_tokenizer") else AutoModelForCausalLM
-    try:
-        model = auto_class.from_pretrained(options.model)
-    except ValueError:
-        model = AutoModelForCausalLM.from_pretrained(options.model)
+    has_audio = hasattr(processor, "audio_tokenizer")  # a text model has a tokenizer here
+    model = (AutoModelForMultimodalLM if has_audio else AutoModelForCausalLM).from_pretrained(options.model)
+    parts = {Path(options.output): model}
+    if has_audio and processor.audio_tokenizer is not None:
+        parts[Path(options.output) / AUDIO_SUBFOLDER] = processor.audio_tokenizer
+    for part in parts.values():
+        if part.dtype != torch.float32:
+            raise ValueError(f"`model` {options.model!r} holds weights in {part.dtype}; accepted is torch.float32")
     processor.save_pretrained(options.output)
     model.save_pretrained(options.output)
-    for path in sorted(Path(options.output).rglob("*.safetensors")):
-        halve(path)
+    for folder, part in parts.items():
+        halve(part, folder)
 
 
-def halve(path: Path) -> None:
-    """Store the float32 tensors of a file in float16, but those that do not fit into its range."""
-    tensors = load_file(path)
-    for name, tensor in tensors.items():
-        if tensor.dtype == torch.float32 and tensor.abs().max() < torch.finfo(torch.float16).max:
-            tensors[name] = tensor.half()
-    save_file(tensors, path, metadata={"format": "pt"})
+def halve(model: PreTrainedModel, folder: Path) -> None:
+    """
+    Store the float32 parameters of `model`, saved in `folder`, in float16. Codebooks and buffers stay as they are: rounded
+    vectors are other codes, counts and variances can be too small for float16; and so do values beyond its range.
+    """
+    exact = {name for name, _ in model.named_buffers()}
+    exact |= {name for name, _ in model.named_parameters() if "codebook" in name}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        if not tensors.keys() & model.state_dict().keys():
+            continue  # the voice of a processor
+        for name, tensor in tensors.items():
+            if tensor.dtype == torch.float32 and tensor.numel() and name not in exact:
+                fits = tensor.abs().max() <= torch.finfo(torch.float16).max
+                tensors[name] = tensor.half() if fits else tensor
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

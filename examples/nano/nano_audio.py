@@ -10,6 +10,7 @@ from nano_voices import LEVEL, PEAK, SAMPLING_RATE, speak
 
 # Of recorded digits: takes that are test data of every speaker, and the speaker who is test data altogether.
 TEST_TAKES, TEST_SPEAKER = range(5), "jackson"
+MIN_TAKES = 11  # five for the test, five for validation
 NOISES = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls with this power of the frequency
 
 
@@ -62,7 +63,7 @@ def digit_takes(folder: str | Path) -> dict[str, dict[int, list[Path]]]:
     Recorded digits `{digit}_{speaker}_{take}.wav` as files by speaker and digit, in the order of their takes.
 
     Raises:
-        ValueError: no such files.
+        ValueError: no such files, or too few of them for a split.
     """
     takes: dict[str, dict[int, list[tuple[int, Path]]]] = {}
     for path in Path(folder).glob("*_*_*.wav"):
@@ -70,6 +71,17 @@ def digit_takes(folder: str | Path) -> dict[str, dict[int, list[Path]]]:
         takes.setdefault(speaker, {}).setdefault(int(digit), []).append((int(take), path))
     if not takes:
         raise ValueError(f"`human_digits` {str(folder)!r} has no files like 7_george_12.wav")
+    if TEST_SPEAKER not in takes or len(takes) < 2:
+        raise ValueError(
+            f"`human_digits` {str(folder)!r} has the speakers {', '.join(sorted(takes))}; needed are {TEST_SPEAKER} and another"
+        )
+    for speaker, digits in takes.items():
+        counts = [len(digits.get(digit, ())) for digit in range(len(DIGITS))]
+        if min(counts) < MIN_TAKES:
+            raise ValueError(
+                f"`human_digits` {str(folder)!r} has {min(counts)} takes of {counts.index(min(counts))} by {speaker}; needed "
+                f"are {MIN_TAKES} or more of each digit"
+            )
     return {
         speaker: {digit: [path for _, path in sorted(entries)] for digit, entries in sorted(digits.items())}
         for speaker, digits in sorted(takes.items())

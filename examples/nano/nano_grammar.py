@@ -4,6 +4,7 @@
 
 A frame is a choice of words. Frames are split by a hash of what they say into training, validation and test, so a test
 sentence is a combination that no row of the training has in any language, spoken or written, as content or as answer.
+Strings of recorded human digits are no frames: they are drawn freely, and their recordings are split (`nano_audio`).
 """
 
 import hashlib

@@ -22,6 +22,8 @@ SIZES = {
 }
 # One in so many recordings that are to be understood has noise and another level.
 DEGRADED = 3
+# However small the scale; every voice has a document of two sentences.
+LEAST = {"sentences": 2 * len(VOICES), "contents": 4, "emotions": 4, "chats": 4, "digits": 4}
 REFERENCES = 16
 
 
@@ -30,7 +32,7 @@ class Rows:
 
     def __init__(self, split: str, seed: int = 0, scale: float = 1.0, takes: dict | None = None):
         self.split, self.seed, self.takes = split, seed, takes
-        self.sizes = {name: max(4, round(count * scale)) for name, count in SIZES[split].items()}
+        self.sizes = {name: max(LEAST[name], round(count * scale)) for name, count in SIZES[split].items()}
         self.draw = random.Random(f"rows/{split}/{seed}")
         self.utterances: dict[Utterance, None] = {}
         self.transcripts_of: dict[str, dict[Utterance, str]] = {"tasks": {}, "chats": {}}

@@ -28,7 +28,7 @@ class TextExample(NamedTuple):
 
 
 def spell(text: str, draw: random.Random, repeats: tuple[int, int], mistakes: float = 0.05) -> str:
-    """`text` letter by letter, each some times: "to" as " t t o | ". A share of the letters is another one."""
+    """`text` letter by letter, each some times, and spaces as "|": "to" as " t t o". A share of the letters is another one."""
     letters = []
     for letter in text.lower().translate(MARKS):
         shown = "|" if letter == " " else letter

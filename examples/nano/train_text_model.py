@@ -35,7 +35,7 @@ class TextModelArguments:
     train_data: str = field(default="", metadata={"help": "folder of the rows of the training split"})
     eval_data: str = field(default="", metadata={"help": "the same, for evaluation"})
     architecture: str = field(default="llama", metadata={"help": "llama or qwen3", "choices": list(EXAMPLES)})
-    vocab_size: int = field(default=1400, metadata={"help": "tokens, special ones included"})
+    vocab_size: int = field(default=1400, metadata={"help": "tokens at most, special ones included"})
     hidden_size: int = field(default=192, metadata={"help": "width"})
     intermediate_size: int = field(default=512, metadata={"help": "inner width of the feed-forward parts"})
     num_hidden_layers: int = field(default=6, metadata={"help": "layers"})
@@ -43,7 +43,7 @@ class TextModelArguments:
 
 
 def train_tokenizer(examples: list[TextExample], architecture: str, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of `vocab_size` tokens with the special tokens of the architecture."""
+    """A byte-level tokenizer of up to `vocab_size` tokens with the special tokens of the architecture."""
     special = list(CHAT_TOKENS) if architecture == "qwen3" else ["<pad>", "<s>", "</s>"]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,0 +1,6 @@
+"""The scripts of `examples/nano` import each other by name, as when one of them is run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "nano"))
