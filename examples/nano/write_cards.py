@@ -70,7 +70,7 @@ def evaluation_results(measures: dict[str, list[Measure]]) -> list[EvalResult]:
             task_type=TASK_TYPES.get(task, "any-to-any"),
             dataset_type="nano",
             dataset_name="nano corpus",
-            metric_type=m.name.split(",")[0].split(" ")[0].lower(),
+            metric_type=_metric_type(m),
             metric_value=round(m.value, 2),
             task_name=task,
             dataset_split="test",
@@ -80,6 +80,14 @@ def evaluation_results(measures: dict[str, list[Measure]]) -> list[EvalResult]:
         for m in found
         if m.target is not None and m.value is not None
     ]
+
+
+def _metric_type(measure: Measure) -> str:
+    if "WER" in measure.name:
+        return "wer"
+    if measure.unit == "BLEU":
+        return "bleu"
+    return "accuracy" if measure.interval == "Wilson" else measure.name.split(",")[0].replace(" ", "_")
 
 
 def training_text(measures: dict[str, list[Measure]], about: dict[str, Any], commit: str, seeds: str) -> str:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from nano_grammar import KINDS, draw_frames, questions
 from nano_lexicon import COLOURS, NAMES, NOUNS, NUMBERS, PLACES, TIMES
@@ -15,7 +16,9 @@ from nano_recognizer import GRAMMARS, RULES, accepts, grammar, normalize
 from nano_results import HEAD, Results, checkpoint_digest, markdown_table, plain_table, table_cells
 from nano_scores import Measure, WordErrors, bleu, bootstrap, median, share
 from nano_speaker_id import SpeakerId
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dualspeech import SplitLayerQwen3ForCausalLM
 from tests.examples.running import load_example
 from tests.nano.corpora import all_rows, recordings
 
@@ -284,10 +287,8 @@ def test_cards_hold_the_numbers(dualspeech, tmp_path):
     for line in (*markdown_table(table_cells({"asr": MEASURES})).splitlines(), "- asr, WER: by hand.", "`0123abc`"):
         assert line in text
     assert "Targets that were not reached: asr: exact match (>= 80)." in text and "encoder 1" in text
-    assert [(r.task_type, r.metric_value) for r in card.data.eval_results] == [
-        ("automatic-speech-recognition", 4.2),
-        ("automatic-speech-recognition", 71.25),
-    ]
+    assert {r.task_type for r in card.data.eval_results} == {"automatic-speech-recognition"}
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("wer", 4.2), ("accuracy", 71.25)]
     assert card.data.license == "apache-2.0" and "AutoModelForMultimodalLM" in text
     results.add("asr", INPUTS, MEASURES, [], 1.0, {"versions": "torch 2", "batch_size": 16})
     with pytest.raises(ValueError, match="asr was measured on the checkpoint 0123"):
@@ -358,6 +359,63 @@ def test_missing_recordings_are_no_failed_rows(tmp_path):
         Corpus(tmp_path).rows("asr")
     with pytest.raises(ValueError, match="`corpus` has no"):
         Corpus(tmp_path).rows("ser")
+
+
+def test_refused_rows_are_failed_rows(dualspeech):
+    from nano_dualspeech_tasks import DualSpeechEvaluation
+
+    # The tiny checkpoint takes 3 s at most.
+    lengths = (16000, 16000 * 4, 8000)
+    noise = [0.1 * np.random.default_rng(0).standard_normal(length) for length in lengths]
+    rows = [{"task": "asr", "audio": {"array": samples, "sampling_rate": 16000}} for samples in noise]
+    answers = DualSpeechEvaluation(dualspeech, None, None, batch_size=2).answers(rows)
+    assert answers[1].failed.startswith("refused: ") and answers[1].text is None
+    assert all(isinstance(answers[i].text, str) and answers[i].failed in (None, "length") for i in (0, 2))
+
+
+def test_perplexity_of_the_stages(tmp_path):
+    """Stage 1 trains the speech side alone: the text model's logits bit for bit. Later stages move."""
+    from nano_listening import Corpus
+    from nano_moss_tasks import perplexity
+
+    tokenizer = load_example("tiny_moss_speech").tiny_moss_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(tokenizer), "initializer_range": 0.2}
+    text_model = Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True)).eval()
+    stage1 = SplitLayerQwen3ForCausalLM.from_text_model(
+        text_model,
+        num_modality_layers=1,
+        audio_vocab_size=48,
+        sosp_token_id=tokenizer.convert_tokens_to_ids("<|object_ref_start|>"),
+        modality_pad_token_id=tokenizer.convert_tokens_to_ids("<think>"),
+        eosp_token_id=40,
+        audio_pad_token_id=7,
+    )
+    folders = {name: str(tmp_path / name) for name in ("text_model", "stage1", "stage2")}
+    text_model.save_pretrained(folders["text_model"])
+    stage1.save_pretrained(folders["stage1"])
+    with torch.no_grad():
+        stage1.text_lm_head.weight.mul_(0.5)
+    stage1.save_pretrained(folders["stage2"])
+    for folder in folders.values():
+        tokenizer.save_pretrained(folder)
+    rows = tmp_path / "corpus" / "rows" / "test"
+    rows.mkdir(parents=True)
+    texts = ["Tom buys three red apples.", "Where is the red car? It is here."]
+    (rows / "texts.jsonl").write_text("".join(json.dumps({"chunks": [text]}) + "\n" for text in texts))
+    measures, lines = perplexity(folders, Corpus(tmp_path / "corpus"))
+    found = {m.name: m for m in measures}
+    assert found["logits of stage1 are those of text_model, bit for bit"].value == 100
+    assert found["perplexity, stage1 by text_model"].value == 1
+    changed = found["perplexity, stage2 by text_model"]
+    ratio = found["perplexity, stage2"].value / found["perplexity, text_model"].value
+    assert changed.value == pytest.approx(ratio) and ratio != 1 and changed.reached is (ratio <= 1.1)
+    # By hand, from the text model's own loss: a mean over all ids but the first.
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    sums = [text_model(row, labels=row).loss.item() * (row.shape[1] - 1) for row in ids]
+    expected = math.exp(sum(sums) / sum(row.shape[1] - 1 for row in ids))
+    assert found["perplexity, text_model"].value == pytest.approx(expected, rel=1e-5)
+    assert [line["ids"] for line in lines] == [row.shape[1] - 1 for row in ids]
 
 
 @pytest.mark.slow
