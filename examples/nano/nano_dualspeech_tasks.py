@@ -168,18 +168,20 @@ class DualSpeechEvaluation:
     def codec_dualspeech(self) -> Measured:
         """Recordings to codes and back, without a language model."""
         rows = self.corpus.rows("recordings")
-        codec, answers = self.processor.audio_tokenizer, []
-        for batch in batches(rows, self.batch_size):
-            encoded = self.processor.encode_audio(
-                [row["audio"] for row in batch], resample=True, outputs=("acoustic_codes",)
-            )
-            for row in encoded:
-                with torch.no_grad():
-                    samples = codec.decode(torch.from_numpy(row["acoustic_codes"])[None]).audio_values[0, 0]
-                answers.append(Answer(audio=samples.float().numpy(), rate=codec.output_sampling_rate))
+        answers = [self._resynthesis(row["audio"]) for row in rows]
         spoken = Spoken(self.ears, answers, [row["text"] for row in rows], [row["audio"] for row in rows])
         measures = spoken.word_errors(what="resynthesis") + spoken.voices([row["speaker"] for row in rows])
         return measures, list(spoken.lines(rows))
+
+    def _resynthesis(self, path: str) -> Answer:
+        codec = self.processor.audio_tokenizer
+        try:
+            (row,) = self.processor.encode_audio([path], resample=True, outputs=("acoustic_codes",))
+        except ValueError as error:
+            return Answer(failed=f"refused: {error}")
+        with torch.no_grad():
+            samples = codec.decode(torch.from_numpy(row["acoustic_codes"])[None]).audio_values[0, 0]
+        return Answer(audio=samples.float().numpy(), rate=codec.output_sampling_rate)
 
 
 TASKS_BY_ID = {task.id: task for task in TASKS.values()}
