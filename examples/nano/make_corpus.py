@@ -25,9 +25,9 @@ def make_corpus(
     """Make the corpus in `output`; returns the number of rows of each file. See the module."""
     check_programs()
     takes = None if human_digits is None else digit_takes(human_digits)
-    counts, utterances = {}, {}
+    counts, utterances, earlier = {}, {}, []
     for split in SPLITS:
-        rows = Rows(split, seed, scale, takes)
+        rows = Rows(split, seed, scale, takes, earlier)
         folder = Path(output) / "rows" / split
         folder.mkdir(parents=True, exist_ok=True)
         for name in ROW_FILES:
@@ -36,6 +36,7 @@ def make_corpus(
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
             counts[f"{split}/{name}"] = len(made)
         utterances |= rows.utterances
+        earlier.append(rows)
     make = partial(record, folder=str(output), human_digits=human_digits)
     with ProcessPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(make, utterances, chunksize=16), start=1):

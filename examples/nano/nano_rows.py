@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_audio import TEST_SPEAKER, TEST_TAKES, Utterance, human_utterance
-from nano_grammar import KINDS, Frame, draw_frames, questions
+from nano_grammar import KINDS, Frame, Question, draw_frames, questions
 from nano_lexicon import LANGUAGES
 from nano_voices import ASSISTANT, EMOTIONAL_VOICES, EMOTIONS, UNSEEN_VOICES, VOICES
 
@@ -28,10 +28,22 @@ REFERENCES = 16
 
 
 class Rows:
-    """All rows of a split, and the recordings that they need (`utterances`, filled by asking for rows)."""
+    """All rows of a split, and the recordings that they need (`utterances`, filled by asking for rows). A split that is
+    held out takes the splits before it, with all of their rows, as `earlier`."""
 
-    def __init__(self, split: str, seed: int = 0, scale: float = 1.0, takes: dict | None = None):
+    def __init__(
+        self,
+        split: str,
+        seed: int = 0,
+        scale: float = 1.0,
+        takes: dict | None = None,
+        earlier: Sequence["Rows"] = (),
+    ):
         self.split, self.seed, self.takes = split, seed, takes
+        # What the splits before this one have: questions that a voice asks, and strings of digits.
+        self.asked_before = {(u.text, u.voice) for rows in earlier for u in rows.utterances}
+        self.digits_before = {digits for rows in earlier for digits in rows.digits}
+        self.digits: set[str] = set()
         self.sizes = {name: max(LEAST[name], round(count * scale)) for name, count in SIZES[split].items()}
         self.draw = random.Random(f"rows/{split}/{seed}")
         self.utterances: dict[Utterance, None] = {}
@@ -80,6 +92,7 @@ class Rows:
         return rows
 
     def _human_digits(self) -> list[tuple[Utterance, str, str]]:
+        """One to five digits each; of three and more, no string that an earlier split has."""
         if self.takes is None:
             return []
         known = [speaker for speaker in self.takes if speaker != TEST_SPEAKER]
@@ -87,13 +100,14 @@ class Rows:
         groups["known"] = known
         rows = []
         for part, speakers in groups.items():
-            for _ in range(self.sizes["digits"]):
-                speaker = self.draw.choice(speakers)
-                count = self.draw.randint(1, 5)
+            while len(rows) < self.sizes["digits"] * (1 + list(groups).index(part)):
+                speaker, count = self.draw.choice(speakers), self.draw.randint(1, 5)
                 paths = [self._take(speaker, self.draw.randrange(10), part) for _ in range(count)]
                 noisy = self.split == "train" and self.draw.randrange(DEGRADED) == 0
                 utterance, said = human_utterance(paths, self.draw.randrange(1, 1000) if noisy else 0)
-                rows.append((utterance, said, part))
+                if count < 3 or said not in self.digits_before:
+                    rows.append((utterance, said, part))
+                    self.digits.add(said)
         return rows
 
     def _take(self, speaker: str, digit: int, part: str) -> Path:
@@ -169,12 +183,23 @@ class Rows:
         """A sentence and a question by one speaker, the answer by another."""
         rows = []
         for i, frame in self.contents:
-            asker, voice, asked = list(VOICES)[i % len(VOICES)], self.voice(), self.draw.choice(questions(frame))
+            asker, voice = list(VOICES)[i % len(VOICES)], self.voice()
             audio = self.heard(frame.text(), asker)
+            asked, asker = self._unheard(frame, asker)
             question = self.heard(asked.question, asker)
             rows.append(self._spoken("sc", voice, frame, asked.answer, audio=audio, question=question))
             rows[-1]["metadata"]["question_text"] = asked.question
         return rows
+
+    def _unheard(self, frame: Frame, asker: str) -> tuple[Question, str]:
+        """A question about `frame`, and who asks it: `asker`, if there is a question that no earlier split has so."""
+        choices = questions(frame)
+        choices = [self.draw.choice(choices), *choices]
+        for voice in (asker, *VOICES):
+            for asked in choices:
+                if (asked.question, voice) not in self.asked_before:
+                    return asked, voice
+        raise ValueError(f"every question about {frame.text()!r} was asked by every voice in an earlier split")
 
     def chats(self) -> list[dict[str, Any]]:
         """Questions after a sentence, and requests to repeat one, in four forms: speech or text in and out."""
@@ -228,7 +253,8 @@ class Rows:
     def recordings(self) -> list[dict[str, Any]]:
         """Clean recordings with their text and voice, for codecs, vocoders and speaker encoders."""
         said = [(list(VOICES)[i % len(VOICES)], frame.text()) for i, frame in self.sentences]
-        said += [(voice, frame.text()) for voice, frames in self.references.items() for frame in frames]
+        if self.split == "train":
+            said += [(voice, frame.text()) for voice, frames in self.references.items() for frame in frames]
         return [
             {
                 "audio": self.audio(Utterance(text, voice)),
