@@ -47,9 +47,19 @@ def _speech(text: str, draw: random.Random, repeats: tuple[int, int]) -> str:
     return spell(text, draw, repeats) if draw.random() < 0.75 else text
 
 
+def drills(folder: str | Path, draw: random.Random, count: int, repeats: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """Words without grammar, as speech and as text. A sentence can be guessed without reading it; these cannot."""
+    words = sorted({word for row in rows_of(folder, "asr") for word in row["targets"].translate(MARKS).split()})
+    for _ in range(count):
+        text = " ".join(draw.choice(words) for _ in range(draw.randint(1, 7)))
+        yield _speech(text, draw, repeats), text
+
+
 def task_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of DualSpeechLM: sentences in four languages, and understanding with texts as speech."""
     draw = random.Random(f"tasks/{seed}")
+    for speech, text in drills(folder, draw, 5 * len(rows_of(folder, "asr")), (1, 3)):
+        yield _as_tokenizer_prompt("asr", speech, text)
     for row in rows_of(folder, "asr"):
         text = row["metadata"].get("text", row["targets"])
         yield TextExample("", row["targets"])
@@ -87,6 +97,10 @@ def _as_task_prompt(row: dict, draw: random.Random, audio: str = "", answer: str
 def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of MOSS-Speech: documents, and chats with texts as speech."""
     draw = random.Random(f"chats/{seed}")
+    for speech, text in drills(folder, draw, 3 * len(rows_of(folder, "asr")), (1, 2)):
+        yield _chat(
+            f"Please repeat. {text}" if text in speech else spell("Please repeat ", draw, (1, 2)) + speech, text
+        )
     for row in rows_of(folder, "texts"):
         yield TextExample("", row["chunks"][0])
         yield TextExample(_speech(row["chunks"][0], draw, (1, 2)) + " ", row["chunks"][0])
@@ -95,9 +109,13 @@ def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
         if metadata["form"] in ("text_to_text", "speech_to_text"):
             spoken = metadata["form"] == "speech_to_text"
             user = _speech(metadata["user_text"], draw, (1, 2)) if spoken else metadata["user_text"]
-            turns = (("system", SYSTEM_PROMPTS["text"]), ("user", user))
-            prompt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
-            yield TextExample(f"{prompt}<|im_start|>assistant\n", metadata["answer_text"])
+            yield _chat(user, metadata["answer_text"])
+
+
+def _chat(user: str, answer: str) -> TextExample:
+    turns = (("system", SYSTEM_PROMPTS["text"]), ("user", user))
+    prompt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
+    return TextExample(f"{prompt}<|im_start|>assistant\n", answer)
 
 
 __all__ = ["CHAT_TOKENS", "TextExample", "chat_examples", "rows_of", "spell", "task_examples"]
