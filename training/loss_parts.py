@@ -95,6 +95,14 @@ class LossPartsMixin:
                     logs[f"{prefix}loss"] = model.loss_of_parts(parts, counts)
         super().log(logs, *args, **kwargs)
 
+    def get_eval_dataloader(self, *args, **kwargs):
+        # `dataloader_drop_last` is for training; an evaluation is of all rows
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluation_loop(self, *args, **kwargs):
         self._loss_parts[False].clear()  # of a `predict`, which logs nothing
         return super().evaluation_loop(*args, **kwargs)

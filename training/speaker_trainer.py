@@ -50,7 +50,6 @@ class SpeakerTrainer(LossPartsMixin, Trainer):
     - training entries also hold `accuracy` and `margin`;
     - evaluations hold `eval_equal_error_rate` over all pairs of their recordings, whose speakers need not be among the
       trained ones; `eval_loss` and `eval_accuracy` of those that are, and without such, neither;
-    - `dataloader_drop_last` drops rows of the training only, not of evaluations;
     - crops are drawn anew in each epoch, and a resumed training goes on exactly.
 
     Raises:
@@ -84,13 +83,6 @@ class SpeakerTrainer(LossPartsMixin, Trainer):
         embeddings = prediction.predictions
         embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
         return {"equal_error_rate": equal_error_rate(embeddings, prediction.label_ids)}
-
-    def get_eval_dataloader(self, *args, **kwargs):
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *args, **kwargs):
         output = super().evaluation_loop(*args, **kwargs)

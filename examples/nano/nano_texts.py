@@ -15,16 +15,18 @@ from dualspeech.processing.moss_speech_chat import SYSTEM_PROMPTS
 from dualspeech.processing.tasks import TASKS
 from dualspeech.training.data_collator_us_tokenizer import PROMPTS, TEXT_BEFORE_SPEECH, TEXT_BEHIND_SPEECH
 
-# The tokens of Qwen3 that MOSS-Speech uses.
+# The tokens of Qwen3 that MOSS-Speech uses, and the one that sequences of DualSpeechLM start with.
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<think>")
+START_TOKEN = "<|startoftext|>"
 MARKS = str.maketrans("", "", string.punctuation)
 
 
 class TextExample(NamedTuple):
-    """A prompt, of which nothing is learned, and what follows it."""
+    """A prompt, of which nothing is learned, and what follows it; `starts` with a start token, as DualSpeechLM does."""
 
     prompt: str
     answer: str
+    starts: bool = True
 
 
 def spell(text: str, draw: random.Random, repeats: tuple[int, int], mistakes: float = 0.05) -> str:
@@ -97,13 +99,13 @@ def _as_task_prompt(row: dict, draw: random.Random, audio: str = "", answer: str
 def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of MOSS-Speech: documents, and chats with texts as speech."""
     draw = random.Random(f"chats/{seed}")
-    for speech, text in drills(folder, draw, 3 * len(rows_of(folder, "asr")), (1, 2)):
+    for speech, text in drills(folder, draw, 2 * len(rows_of(folder, "asr")), (1, 2)):
         yield _chat(
             f"Please repeat. {text}" if text in speech else spell("Please repeat ", draw, (1, 2)) + speech, text
         )
     for row in rows_of(folder, "texts"):
-        yield TextExample("", row["chunks"][0])
-        yield TextExample(_speech(row["chunks"][0], draw, (1, 2)) + " ", row["chunks"][0])
+        yield TextExample("", row["chunks"][0], starts=False)
+        yield TextExample(_speech(row["chunks"][0], draw, (1, 2)) + " ", row["chunks"][0], starts=False)
     for row in rows_of(folder, "chats"):
         metadata = row["metadata"]
         if metadata["form"] in ("text_to_text", "speech_to_text"):
@@ -115,7 +117,7 @@ def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
 def _chat(user: str, answer: str) -> TextExample:
     turns = (("system", SYSTEM_PROMPTS["text"]), ("user", user))
     prompt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
-    return TextExample(f"{prompt}<|im_start|>assistant\n", answer)
+    return TextExample(f"{prompt}<|im_start|>assistant\n", answer, starts=False)
 
 
-__all__ = ["CHAT_TOKENS", "TextExample", "chat_examples", "rows_of", "spell", "task_examples"]
+__all__ = ["CHAT_TOKENS", "START_TOKEN", "TextExample", "chat_examples", "rows_of", "spell", "task_examples"]

@@ -49,11 +49,6 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
     def both(*names: str) -> tuple[str, ...]:
         return "--train_data", rows("train", *names), "--eval_data", rows("validation", *names)
 
-    def texts(architecture: str) -> list[str]:
-        data = ("--train_data", at("corpus/rows/train"), "--eval_data", at("corpus/rows/validation"))
-        output = at(f"text_{architecture}")
-        return script("train_text_model", None, output, "--architecture", architecture, *data)
-
     def assemble(what: str, output: str, **parts: str) -> list[str]:
         given = [text for name, path in parts.items() for text in (f"--{name}", path)]
         return [str(HERE / "assemble.py"), what, *given, "--output", output]
@@ -66,7 +61,14 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
     corpus = [str(HERE / "make_corpus.py"), "--output", at("corpus")]
     made = [
         Stage("corpus", corpus + (["--human_digits", human_digits] if human_digits else [])),
-        Stage("text_llama", texts("llama"), ("corpus",)),
+        Stage(
+            "text_model",
+            script(
+                *("train_text_model", None, at("text_model"), "--train_data", at("corpus/rows/train")),
+                *("--eval_data", at("corpus/rows/validation")),
+            ),
+            ("corpus",),
+        ),
         Stage(
             "speech_encoder",
             script("train_speech_encoder", "speech_encoder", at("speech_encoder"), *both("transcripts")),
@@ -76,9 +78,9 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
             "us_tokenizer",
             script(
                 *("train_us_tokenizer", "us_tokenizer", at("us_tokenizer"), "--whisper", at("speech_encoder/encoder")),
-                *("--text_model", at("text_llama"), *both("asr", "sqa", "ser")),
+                *("--text_model", at("text_model"), *both("asr", "sqa", "ser")),
             ),
-            ("text_llama", "speech_encoder"),
+            ("text_model", "speech_encoder"),
         ),
         Stage("codec", script("train_wavtokenizer", "wavtokenizer", at("codec"), *both("recordings")), ("corpus",)),
         Stage(
@@ -102,7 +104,7 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
             assemble(
                 "dualspeech_processor",
                 at("dualspeech_processor"),
-                text_model=at("text_llama"),
+                text_model=at("text_model"),
                 codec=at("dual_tokenizer"),
             ),
             ("dual_tokenizer",),
@@ -125,19 +127,18 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
         Stage(
             "dualspeech",
             script(
-                *("train_dualspeech", "dualspeech", at("dualspeech"), "--text_model", at("text_llama")),
+                *("train_dualspeech", "dualspeech", at("dualspeech"), "--text_model", at("text_model")),
                 *("--processor", at("dualspeech_processor"), "--train_data", train, "--eval_data", held_out),
             ),
             tuple(stage.name for stage in tokens),
         ),
     ]
-    return made + _moss_stages(at, both, rows, texts, assemble, prepare)
+    return made + _moss_stages(at, both, assemble, prepare)
 
 
-def _moss_stages(at, both, rows, texts, assemble, prepare) -> list[Stage]:
+def _moss_stages(at, both, assemble, prepare) -> list[Stage]:
     clips = "recordings"
     made = [
-        Stage("text_qwen3", texts("qwen3"), ("corpus",)),
         Stage(
             "speech_encoder_vq",
             script(
@@ -180,11 +181,11 @@ def _moss_stages(at, both, rows, texts, assemble, prepare) -> list[Stage]:
             assemble(
                 "moss_processor",
                 at("moss_processor"),
-                text_model=at("text_qwen3"),
+                text_model=at("text_model"),
                 codec=at("moss_codec"),
                 voice=str(EXAMPLES / "samples" / "voice_slt.wav"),
             ),
-            ("moss_codec", "text_qwen3"),
+            ("moss_codec", "text_model"),
         ),
     ]
     kinds = {"documents": ("--kind", "document"), "texts": ("--kind", "document"), "chats": ()}
@@ -205,7 +206,7 @@ def _moss_stages(at, both, rows, texts, assemble, prepare) -> list[Stage]:
         )
         return ["--train_data", train, "--eval_data", held_out]
 
-    start = ("--text_model", at("text_qwen3"), "--processor", at("moss_processor"))
+    start = ("--text_model", at("text_model"), "--processor", at("moss_processor"))
     return [
         *made,
         *tokens,

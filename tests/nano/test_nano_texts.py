@@ -78,7 +78,7 @@ def test_three_of_four_speeches_are_spelled(folder):
 def test_task_prompts_are_those_of_the_processor(folder, marked):
     """Text of a prompt and of an answer become the ids that `DualSpeechProcessor` makes."""
     examples = list(task_examples(folder))
-    tokenizer = train_tokenizer(examples, "llama", 600)
+    tokenizer = train_tokenizer(examples, 600)
     speech_ids = extend_tokenizer(tokenizer, 4)
     builder = SequenceBuilder(tokenizer, speech_ids)
     task = TASKS["t2st"]
@@ -86,7 +86,7 @@ def test_task_prompts_are_those_of_the_processor(folder, marked):
         fields = {name: row[name] for name in task.fields}
         expected = builder.example(task, fields, row["metadata"]["target_text"])
         prompt = task.template.format(**fields)
-        (found,) = {example for example in examples if example == (prompt, row["metadata"]["target_text"])}
+        (found,) = {example for example in examples if example == (prompt, row["metadata"]["target_text"], True)}
         (encoded,) = encode([found], tokenizer)
         assert encoded == {name: expected[name] for name in ("input_ids", "labels")}
     for name in ("asr", "s2tt", "sqa"):
@@ -94,12 +94,12 @@ def test_task_prompts_are_those_of_the_processor(folder, marked):
             fields = {field: row.get(field) for field in TASKS[name].fields} | {"audio": None}
             before, _, *behind = TASKS[name].parts(fields)
             # in place of speech stands text, so the space in front of it stays
-            assert (f"{before} {MARK}{''.join(behind)}", row["targets"]) in examples
+            assert (f"{before} {MARK}{''.join(behind)}", row["targets"], True) in examples
 
 
 def test_tokenizer_prompts_are_those_of_its_collator(folder, marked):
     examples = list(task_examples(folder))
-    tokenizer = train_tokenizer(examples, "llama", 600)
+    tokenizer = train_tokenizer(examples, 600)
     text_config = tiny_text_model(vocab_size=len(tokenizer)).config
     config = UsTokenizerForUnderstandingConfig(us_tokenizer_config=tiny_config(), text_config=text_config)
     collator = UsTokenizerCollator(config, tokenizer)
@@ -109,7 +109,7 @@ def test_tokenizer_prompts_are_those_of_its_collator(folder, marked):
             bos_and_before, _, behind, answer = collator._sequence(given, 1, answers=True)
             prompt = tokenizer.decode(bos_and_before[1:]) + f"{' ' if name == 'ser' else ''}{MARK}"
             prompt += tokenizer.decode(behind)
-            assert (prompt, row["targets"]) in examples
+            assert (prompt, row["targets"], True) in examples
             (encoded,) = encode([nano_texts.TextExample(prompt, row["targets"])], tokenizer)
             learned = [label for label in encoded["labels"] if label != -100]
             assert learned == answer and encoded["input_ids"][0] == bos_and_before[0] == tokenizer.bos_token_id
@@ -118,15 +118,15 @@ def test_tokenizer_prompts_are_those_of_its_collator(folder, marked):
 def test_chats_are_those_of_the_processor(folder):
     """Rows of a written chat: the text ids that `MossSpeechProcessor` makes."""
     examples = list(chat_examples(folder))
-    tokenizer = train_tokenizer(examples, "qwen3", 600)
+    tokenizer = train_tokenizer(examples, 600)
     processor = tiny_moss_processor(tokenizer=tokenizer, vocab_size=len(tokenizer))
     chats = [row for row in rows_of(folder, "chats") if row["metadata"]["form"] == "text_to_text"]
     assert len(chats) > 20
     for row in chats:
         rows = processor([row["messages"][:1]], "text")["input_ids"][0, :, 0].tolist()
         prompt = tokenizer.decode(rows)
-        assert (prompt, row["metadata"]["answer_text"]) in examples
-        (encoded,) = encode([nano_texts.TextExample(prompt, row["metadata"]["answer_text"])], tokenizer)
+        assert (prompt, row["metadata"]["answer_text"], False) in examples
+        (encoded,) = encode([nano_texts.TextExample(prompt, row["metadata"]["answer_text"], starts=False)], tokenizer)
         learned = [label for label in encoded["labels"] if label != -100]
         assert encoded["input_ids"] == rows + learned and learned[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
         answered = processor([row["messages"]], "text", add_generation_prompt=False)["input_ids"][0, :, 0].tolist()

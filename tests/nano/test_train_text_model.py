@@ -1,20 +1,19 @@
-"""Training of the small text models: a few steps, what is saved, and going on where a training stopped."""
+"""Training of the small text model: a few steps, what is saved, and going on where a training stopped."""
 
 import pytest
 import torch
 from nano_grammar import draw_frames
 from nano_lexicon import LANGUAGES
-from nano_texts import CHAT_TOKENS
+from nano_texts import CHAT_TOKENS, START_TOKEN
 from safetensors.torch import load_file
 from train_text_model import main
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from .corpora import write_rows
 
 SIZES = {"vocab_size": 700, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 2, "per_device_train_batch_size": 4, "warmup_steps": 1, "logging_steps": 1}
 SIZES |= {"eval_steps": 100, "save_steps": 2, "learning_rate": 1e-2}
-CLASSES = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +26,11 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(corpus, tmp_path_factory):
-    """`train(architecture, name, **arguments)` runs the script; returns the output folder and the metrics."""
+    """`train(name, **arguments)` runs the script; returns the output folder and the metrics."""
     root = tmp_path_factory.mktemp("trained")
 
-    def run(architecture, name, **kwargs):
-        given = SIZES | {"max_steps": 4, "output_dir": root / name, "architecture": architecture} | kwargs
+    def run(name, **kwargs):
+        given = SIZES | {"max_steps": 4, "output_dir": root / name} | kwargs
         given |= {"train_data": corpus / "train", "eval_data": corpus / "validation"}
         command = [part for key, value in given.items() for part in (f"--{key}", str(value))]
         return root / name, main([*command, "--use_cpu", "--disable_tqdm", "true"])
@@ -39,18 +38,18 @@ def train(corpus, tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module", params=CLASSES)
-def trained(request, train):
-    """Architecture, output folder and metrics of four steps."""
-    return request.param, *train(request.param, request.param)
+@pytest.fixture(scope="module")
+def trained(train):
+    """Output folder and metrics of four steps."""
+    return train("whole")
 
 
 def test_output_loads(trained):
-    architecture, folder, metrics = trained
+    folder, metrics = trained
     assert metrics["train_loss"] > 0 and metrics["eval_loss"] > 0
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     config = model.config
-    assert type(model) is CLASSES[architecture] and model.dtype == torch.float32
+    assert type(model) is Qwen3ForCausalLM and model.dtype == torch.float32
     assert config.vocab_size == len(tokenizer) <= SIZES["vocab_size"] and config.tie_word_embeddings
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -62,16 +61,12 @@ def test_output_loads(trained):
 
 
 def test_special_tokens(trained):
-    architecture, folder, _ = trained
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if architecture == "llama":
-        assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<pad>", "<s>", "</s>")
-        assert tokenizer.convert_tokens_to_ids(["<pad>", "<s>", "</s>"]) == [0, 1, 2]
-        assert tokenizer("Tom")["input_ids"][0] == 1
-        assert tokenizer.decode(tokenizer("Tom")["input_ids"], skip_special_tokens=True) == "Tom"
-        return
-    assert tokenizer.bos_token is None
-    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+    tokenizer = AutoTokenizer.from_pretrained(trained[0])
+    assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == (
+        "<|endoftext|>",
+        START_TOKEN,
+        "<|im_end|>",
+    )
     assert tokenizer.convert_tokens_to_ids(list(CHAT_TOKENS)) == list(range(len(CHAT_TOKENS)))
     for token in CHAT_TOKENS:
         assert tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"].count(tokenizer.convert_tokens_to_ids(token)) == 1  # fmt: skip
@@ -81,7 +76,7 @@ def test_special_tokens(trained):
 
 def test_decoded_ids_are_the_text(trained):
     """Of every sentence in four languages, also of splits and letters that no training text has."""
-    tokenizer = AutoTokenizer.from_pretrained(trained[1])
+    tokenizer = AutoTokenizer.from_pretrained(trained[0])
     texts = ["x\ny  z ", "¿Qué? «Ärger» ß œ 7 !", " a | b .", "don't , no 's"]
     for split in ("train", "test"):
         for frame in draw_frames(split, 150, seed=7):
@@ -91,9 +86,9 @@ def test_decoded_ids_are_the_text(trained):
 
 
 def test_a_resumed_training_ends_with_the_same_weights(trained, train):
-    architecture, folder, _ = trained
+    folder = trained[0]
     whole = load_file(folder / "model.safetensors")
-    resumed, _ = train(architecture, f"{architecture}_resumed", resume_from_checkpoint=folder / "checkpoint-2")
+    resumed, _ = train("resumed", resume_from_checkpoint=folder / "checkpoint-2")
     again = load_file(resumed / "model.safetensors")
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     before = load_file(folder / "checkpoint-2" / "model.safetensors")
