@@ -32,7 +32,7 @@ from dualspeech.training.speech_recognition_data import (
     error_rates,
     prediction_ids,
 )
-from dualspeech.training.training_data import parse_sources
+from dualspeech.training.training_data import parse_sources, recording_seconds
 from dualspeech.training.training_run import run, without_evaluation
 from dualspeech.training.validate_rows import check_rows, read_rows
 
@@ -41,15 +41,22 @@ from dualspeech.training.validate_rows import check_rows, read_rows
 class EncoderArguments:
     encoder: str = field(default="whisper", metadata={"help": "architecture", "choices": ["whisper", "whisper_vq"]})
     checkpoint: str | None = field(
-        default=None, metadata={"help": "output of this script to go on from; sizes and vocabulary are then its own"}
+        default=None,
+        metadata={
+            "help": "output of this script to go on from; sizes and vocabulary are its own, but a Whisper encoder takes "
+            "max_source_positions: first short recordings, which cost less, then all"
+        },
     )
     d_model: int = field(default=192, metadata={"help": "width"})
     encoder_layers: int = field(default=4, metadata={"help": "number of layers"})
     encoder_attention_heads: int = field(default=4, metadata={"help": "heads of each"})
     encoder_ffn_dim: int = field(default=768, metadata={"help": "inner width of their feed-forward parts"})
     num_mel_bins: int = field(default=80, metadata={"help": "bins of the log-mel features"})
-    max_source_positions: int = field(
-        default=400, metadata={"help": "50 per second; the longest recording. Whisper computes all for each recording"}
+    max_source_positions: int | None = field(
+        default=None,
+        metadata={
+            "help": "50 per second, 400 by default; the longest recording. Whisper computes all for each recording"
+        },
     )
     dropout: float = field(default=0.1, metadata={"help": "of the layers"})
     head_layers: int = field(default=0, metadata={"help": "layers between encoder and predictions, thrown away later"})
@@ -85,6 +92,9 @@ class QuantizerArguments:
 class DataArguments:
     train_data: str | None = field(default=None, metadata={"help": "files of rows, comma-separated"})
     eval_data: str | None = field(default=None, metadata={"help": "the same, for evaluation"})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "leave longer recordings out of training and evaluation; they are counted"}
+    )
     resample: bool = field(default=False, metadata={"help": "convert recordings of other rates"})
     in_memory: bool = field(default=False, metadata={"help": "read all recordings at the start, 64 kB a second"})
     check_audio: bool = field(
@@ -133,8 +143,12 @@ def load(
 ) -> SpeechEncoderForCtc:
     """A new model, or that of a checkpoint."""
     if encoder.checkpoint is not None:
-        return SpeechEncoderForCtc.from_pretrained(encoder.checkpoint)
+        model = SpeechEncoderForCtc.from_pretrained(encoder.checkpoint)
+        if encoder.max_source_positions is not None:
+            model.resize_positions(encoder.max_source_positions)
+        return model
     fields = asdict(encoder)
+    fields["max_source_positions"] = encoder.max_source_positions or 400
     kind = fields.pop("encoder")
     head = {name: fields.pop(name) for name in ("head_layers", "frames_per_output", "removed_characters")}
     del fields["checkpoint"], fields["vocabulary"]
@@ -155,6 +169,15 @@ def read(text: str | None, count: int, seed: int) -> list[dict]:
         check_rows(path)
         rows += read_rows(path)
     return rows
+
+
+def shorter(rows: list[dict], max_seconds: float | None) -> list[dict]:
+    """`rows` without recordings of more than `max_seconds`."""
+    if max_seconds is None:
+        return rows
+    kept = [row for row in rows if recording_seconds(row["audio"]) <= max_seconds]
+    print(f"left out: {len(rows) - len(kept)} of {len(rows)} recordings, longer than {max_seconds} s")
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -181,6 +204,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         raise ValueError("`train_data` is missing: give a file of rows, or --tiny for generated tones")
     train_rows = read(data_arguments.train_data, data_arguments.tiny_rows, training.seed)
     vocabulary = sorted(set(encoder.vocabulary or characters_of(train_rows, encoder.removed_characters)))
+    train_rows = shorter(train_rows, data_arguments.max_seconds)
     model = load(encoder, quantizer, vocabulary, training.gradient_accumulation_steps)
     resample = data_arguments.resample
 
@@ -200,7 +224,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     by_voice: dict[str, list[dict]] = {}
     if recipe.tiny or data_arguments.eval_data is not None:
-        for row in read(data_arguments.eval_data, 24, training.seed + 1):
+        for row in shorter(read(data_arguments.eval_data, 24, training.seed + 1), data_arguments.max_seconds):
             by_voice.setdefault(str((row.get("metadata") or {}).get("voice", "unknown")), []).append(row)
     else:
         without_evaluation(training)

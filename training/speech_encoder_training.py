@@ -123,6 +123,22 @@ class SpeechEncoderForCtc(PreTrainedModel):
         """Whether the codebook has started: behind the encoder come its codes."""
         return self.config.is_quantized and int(self.num_batches) >= self.config.quantize_start_batches
 
+    def resize_positions(self, max_source_positions: int) -> None:
+        """Let Whisper's encoder take recordings of another length; its positions are sinusoids, which go on.
+
+        Raises:
+            ValueError: Whisper-VQ, whose positions are learned.
+        """
+        if self.config.is_quantized:
+            raise ValueError("`max_source_positions` of Whisper-VQ cannot be changed: its positions are learned")
+        part = self.config.encoder_config
+        part.max_source_positions = max_source_positions
+        encoder = WhisperEncoder._from_config(part)
+        state = self.encoder.state_dict()
+        state["embed_positions.weight"] = encoder.embed_positions.weight
+        encoder.load_state_dict(state)
+        self.encoder = encoder.to(self.device, self.dtype)
+
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
         """As for all models; and the encoder alone, with its feature extractor, in the folder `encoder`."""
         folder, part = Path(save_directory) / "encoder", self.config.encoder_config

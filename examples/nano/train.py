@@ -70,9 +70,17 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
             ("corpus",),
         ),
         Stage(
-            "speech_encoder",
-            script("train_speech_encoder", "speech_encoder", at("speech_encoder"), *both("transcripts")),
+            "speech_encoder_short",
+            script("train_speech_encoder", "speech_encoder_short", at("speech_encoder_short"), *both("transcripts")),
             ("corpus",),
+        ),
+        Stage(
+            "speech_encoder",
+            script(
+                *("train_speech_encoder", "speech_encoder", at("speech_encoder"), *both("transcripts")),
+                *("--checkpoint", at("speech_encoder_short")),
+            ),
+            ("speech_encoder_short",),
         ),
         Stage(
             "us_tokenizer",

@@ -172,6 +172,22 @@ def test_saved_whisper_encoder_is_that_of_the_us_tokenizer(tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_positions_can_be_changed():
+    """All weights stay, and the sinusoids go on."""
+    model, row = tiny_model("whisper"), torch.from_numpy(tone(0.5))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.resize_positions(75)
+    table = model.encoder.embed_positions.weight
+    assert model.config.max_samples == 75 * 320 and len(table) == 75
+    assert torch.equal(table[:25], tiny_model("whisper", positions=75).encoder.embed_positions.weight[:25])
+    for name, value in model.state_dict().items():
+        assert "embed_positions" in name or torch.equal(value, weights[name]), name
+    assert encoder_features(row, model.config).shape[-1] == 150
+    assert model.transcribe(row[None])
+    with pytest.raises(ValueError, match="learned"):
+        tiny_model("whisper_vq").resize_positions(75)
+
+
 def test_saved_whisper_vq_gives_the_codes_of_the_training(tmp_path):
     model = trained(tiny_model("whisper_vq"), tone_rows(8), 3)
     assert model.is_quantizing
