@@ -98,7 +98,7 @@ def test_only_phrases_and_references_are_recorded_for_several_splits(corpus):
 
 
 def test_what_is_understood_in_a_test_was_not_heard_in_training(corpus):
-    """The content of every row; a question of `sc` and what `chat_transcripts` say is looked at by its text above."""
+    """The content of every row; what `chat_transcripts` say is looked at by its text above."""
     heard = {path for row in rows_of(corpus, "train") for path in recordings(row)}
     for split in HELD_OUT:
         for name in ("asr", "s2tt", "ser", "sqa", "vc", "sc"):
@@ -106,6 +106,19 @@ def test_what_is_understood_in_a_test_was_not_heard_in_training(corpus):
                 assert row["audio"].removeprefix("../../") not in heard
         for name in ("documents", "chat_transcripts"):
             assert not {path for row in corpus[split][1][name] for path in recordings(row)} & heard
+
+
+def test_questions_and_digit_strings_of_a_test_are_new(corpus):
+    """A question is new in the voice that asks it, and a string of three or more digits in any voice."""
+    asked = {(u.text, u.voice) for u in corpus["train"][0].utterances}
+    for split in HELD_OUT:
+        rows, by_file = corpus[split]
+        said = {utterance.path: utterance for utterance in rows.utterances}
+        for row in by_file["sc"]:
+            question = said[row["question"].removeprefix("../../")]
+            assert question.text == row["metadata"]["question_text"] and (question.text, question.voice) not in asked
+        strings = {digits for digits in rows.digits if len(digits.split()) > 2}
+        assert strings and not strings & corpus["train"][0].digits
 
 
 def test_references_are_training_sentences_of_the_voice_that_speaks(corpus):
