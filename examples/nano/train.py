@@ -37,7 +37,7 @@ def script(name: str, recipe: str | None, output: str, *arguments: str) -> list[
     return [*command, *arguments, "--output_dir", output, "--resume_from_checkpoint", "auto"]
 
 
-def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
+def stages(folder: str, human_digits: str | None = None, scale: float = 1.0) -> list[Stage]:
     """All stages, in an order in which they can be run."""
 
     def at(name: str) -> str:
@@ -58,7 +58,7 @@ def stages(folder: str, human_digits: str | None = None) -> list[Stage]:
         output = at(f"tokens_{kind}/{split}/{name}")
         return ["-m", module, rows(split, name), "--processor", processor, "--output", output, *more]
 
-    corpus = [str(HERE / "make_corpus.py"), "--output", at("corpus")]
+    corpus = [str(HERE / "make_corpus.py"), "--output", at("corpus"), "--scale", str(scale)]
     made = [
         Stage("corpus", corpus + (["--human_digits", human_digits] if human_digits else [])),
         Stage(
@@ -242,7 +242,7 @@ def _moss_stages(at, both, assemble, prepare) -> list[Stage]:
     ]
 
 
-def run_stage(stage: Stage, folder: Path, cpu: bool) -> None:
+def run_stage(stage: Stage, folder: Path, cpu: bool, max_steps: int | None = None) -> None:
     """Run a stage unless it is complete; what it prints goes to `logs/<stage>.log`.
 
     Raises:
@@ -253,8 +253,9 @@ def run_stage(stage: Stage, folder: Path, cpu: bool) -> None:
         return
     done.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *stage.command]
-    if cpu and "--resume_from_checkpoint" in command:
-        command += ["--use_cpu", "--disable_tqdm", "true"]
+    if "--resume_from_checkpoint" in command:
+        command += ["--disable_tqdm", "true", *(["--use_cpu"] if cpu else [])]
+        command += [] if max_steps is None else ["--max_steps", str(max_steps)]
     print(f"{time.strftime('%H:%M:%S')} {stage.name}", flush=True)
     start = time.monotonic()
     with open(done.with_suffix(".log"), "a", encoding="utf-8") as log:
@@ -270,10 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", default="outputs/nano")
     parser.add_argument("--human_digits", help="folder of recorded digits for the corpus")
     parser.add_argument("--stages", help="names, separated by commas; all by default")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the size of the corpus")
+    parser.add_argument(
+        "--max_steps", type=int, help="steps of each training instead of those of its recipe, to try it out"
+    )
     parser.add_argument("--gpu", action="store_true", help="use a GPU where there is one")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
-    every = {stage.name: stage for stage in stages(options.folder, options.human_digits)}
+    every = {stage.name: stage for stage in stages(options.folder, options.human_digits, options.scale)}
     chosen = list(every) if options.stages is None else options.stages.split(",")
     if unknown := [name for name in chosen if name not in every]:
         parser.error(f"unknown stages {unknown}; accepted are {', '.join(every)}")
@@ -285,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         missing = [n for n in stage.needs if not (Path(options.folder) / "logs" / f"{n}.done").is_file()]
         if missing:
             parser.error(f"stage {name} needs {', '.join(missing)}, which are not complete")
-        run_stage(stage, Path(options.folder), cpu=not options.gpu)
+        run_stage(stage, Path(options.folder), not options.gpu, options.max_steps)
 
 
 if __name__ == "__main__":
