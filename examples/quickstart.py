@@ -1,4 +1,4 @@
-"""Both trained checkpoints of this repository at work: every task once, on the CPU, offline.
+"""Every task of both models once, on the CPU, offline.
 
     python examples/quickstart.py
     python examples/quickstart.py --audio my.wav --voice me.wav --text "Anna has two red cups at home."
@@ -8,7 +8,8 @@ DualSpeechLM transcribes and translates a recording, names an emotion, answers q
 converts a voice, and translates a text into speech; MOSS-Speech answers a recording with speech, and with text. A row is
 printed for each; the answers, and figure.png (which needs matplotlib), are written to `--output_dir`.
 
-The checkpoints know a few hundred words, in the kind of sentences that examples/samples has.
+Without `--dualspeech` and `--moss`, the trained checkpoints in model_cards are taken, and where they are missing tiny random
+ones, which are made in `--output_dir`: all calls are real, the answers are noise.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from quickstart_figure import Panel, draw
+from tiny_dualspeech import make_dualspeech_checkpoint
+from tiny_moss_speech import make_moss_checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from dualspeech.processing.audio import load_audio, save_audio
@@ -188,17 +191,13 @@ def _panel(title: str, caption: str, answer: Answer, code_rate: float) -> Panel:
     return Panel(title, caption, answer.audio, answer.rate, answer.codes, code_rate)
 
 
-def _check_folder(option: str, checkpoint: str) -> None:
-    """Say what to do where a checkpoint is missing; what is no folder may be the id of one on the Hub."""
-    folder = Path(checkpoint)
-    if (folder / "config.json").is_file() or not (folder.is_dir() or CARDS in folder.parents):
-        return
-    script = {"dualspeech": "tiny_dualspeech.py", "moss": "tiny_moss_speech.py"}[option]
-    raise ValueError(
-        f"`--{option}`: there is no checkpoint in {checkpoint}. The trained ones are in model_cards/ of the repository: "
-        "clone it anew if they are missing. Others can be given, as a folder or a Hub id. "
-        f"`python examples/{script} outputs/tiny-{option}` makes a random one, for `--{option} outputs/tiny-{option}`"
-    )
+def _default(card: str, folder: Path, make) -> str:
+    """The trained checkpoint of this repository, or a tiny random one that `make` makes in `folder`."""
+    if (CARDS / card / "config.json").is_file():
+        return str(CARDS / card)
+    print(f"model_cards/{card} is missing; a tiny random checkpoint in {folder} answers with noise")
+    make(folder)
+    return str(folder)
 
 
 def _load(option: str, checkpoint: str, auto_class: type) -> tuple[Any, Any]:
@@ -211,8 +210,8 @@ def _load(option: str, checkpoint: str, auto_class: type) -> tuple[Any, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dualspeech", default=str(CARDS / "dualspeech-nano"), help="checkpoint of DualSpeechLM")
-    parser.add_argument("--moss", default=str(CARDS / "moss-speech-nano"), help="checkpoint of MOSS-Speech")
+    parser.add_argument("--dualspeech", help="checkpoint of DualSpeechLM, a folder or Hub id")
+    parser.add_argument("--moss", help="checkpoint of MOSS-Speech, a folder or Hub id")
     parser.add_argument("--audio", help="recording to transcribe, translate, convert, and give to MOSS-Speech")
     parser.add_argument("--voice", help="recording of the voice to speak with, also of MOSS-Speech")
     parser.add_argument("--channel", type=int, help="which channel of recordings that have several; else an error")
@@ -222,12 +221,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no_figure", action="store_true", help="do not draw figure.png")
     options = parser.parse_args(arguments)
     if not options.no_figure and importlib.util.find_spec("matplotlib") is None:
-        sys.exit('figure.png needs matplotlib: pip install ".[audio]", or give --no_figure')
+        print('figure.png is not drawn, it needs matplotlib: pip install ".[audio]"')
+        options.no_figure = True
     start = time.perf_counter()
     try:
-        for option in ("dualspeech", "moss"):
-            _check_folder(option, getattr(options, option))
         options.output_dir.mkdir(parents=True, exist_ok=True)
+        folder = options.output_dir
+        if options.dualspeech is None:
+            options.dualspeech = _default("dualspeech-nano", folder / "checkpoint", make_dualspeech_checkpoint)
+        if options.moss is None:
+            options.moss = _default("moss-speech-nano", folder / "moss_checkpoint", make_moss_checkpoint)
         Quickstart(options).run()
     except (OSError, ValueError) as error:  # all of them are about what was given
         sys.exit(f"quickstart.py: {error}")
