@@ -22,7 +22,7 @@ MARKS = str.maketrans("", "", string.punctuation)
 
 
 class TextExample(NamedTuple):
-    """A prompt, of which nothing is learned, and what follows it; `starts` with a start token, as DualSpeechLM does."""
+    """A prompt and what follows it; `starts` with a start token, as DualSpeechLM does."""
 
     prompt: str
     answer: str
@@ -50,18 +50,28 @@ def _speech(text: str, draw: random.Random, repeats: tuple[int, int]) -> str:
 
 
 def drills(folder: str | Path, draw: random.Random, count: int, repeats: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Words without grammar, as speech and as text. A sentence can be guessed without reading it; these cannot."""
+    """Words without grammar, which can be read but not guessed, unlike those of a sentence: prompts and answers.
+
+    One of three is a list that repeats itself, one spells each word in front of it, one spells the list before all of it:
+    a small model learns to copy from the first, and to read from the second, long before it can do the third.
+    """
     words = sorted({word for row in rows_of(folder, "asr") for word in row["targets"].translate(MARKS).split()})
-    for _ in range(count):
-        text = " ".join(draw.choice(words) for _ in range(draw.randint(1, 7)))
-        yield _speech(text, draw, repeats), text
+    for index in range(count):
+        said = [draw.choice(words) for _ in range(draw.randint(1, 7))]
+        if index % 3 == 0:
+            yield "", " ".join(said * draw.randint(2, 3))
+        elif index % 3 == 1:
+            yield "", "".join(f"{spell(word, draw, repeats)} {word}" for word in said)
+        else:
+            text = " ".join(said)
+            yield _speech(text, draw, repeats), text
 
 
 def task_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of DualSpeechLM: sentences in four languages, and understanding with texts as speech."""
     draw = random.Random(f"tasks/{seed}")
     for speech, text in drills(folder, draw, 5 * len(rows_of(folder, "asr")), (1, 3)):
-        yield _as_tokenizer_prompt("asr", speech, text)
+        yield _as_tokenizer_prompt("asr", speech, text) if speech else TextExample("", text)
     for row in rows_of(folder, "asr"):
         text = row["metadata"].get("text", row["targets"])
         yield TextExample("", row["targets"])
@@ -99,10 +109,9 @@ def _as_task_prompt(row: dict, draw: random.Random, audio: str = "", answer: str
 def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of MOSS-Speech: documents, and chats with texts as speech."""
     draw = random.Random(f"chats/{seed}")
-    for speech, text in drills(folder, draw, 2 * len(rows_of(folder, "asr")), (1, 2)):
-        yield _chat(
-            f"Please repeat. {text}" if text in speech else spell("Please repeat ", draw, (1, 2)) + speech, text
-        )
+    for speech, text in drills(folder, draw, 3 * len(rows_of(folder, "asr")), (1, 2)):
+        asked = "Please repeat. " if text == speech else spell("Please repeat ", draw, (1, 2))
+        yield _chat(asked + speech, text) if speech else TextExample("", text, starts=False)
     for row in rows_of(folder, "texts"):
         yield TextExample("", row["chunks"][0], starts=False)
         yield TextExample(_speech(row["chunks"][0], draw, (1, 2)) + " ", row["chunks"][0], starts=False)

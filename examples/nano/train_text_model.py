@@ -81,13 +81,15 @@ def new_model(arguments: TextModelArguments, tokenizer: PreTrainedTokenizerFast)
 
 
 def encode(examples: list[TextExample], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, list[int]]]:
-    """Ids and labels; the answer and the end of the sequence are learned."""
+    """Ids and labels. Prompts are learned as well: answers alone are too few tokens for a model to find out how to copy."""
     rows = []
     for prompt, answer, starts in examples:
-        start = [tokenizer.bos_token_id] if starts else []
-        asked = start + tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else start
-        learned = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows.append({"input_ids": asked + learned, "labels": [-100] * len(asked) + learned})
+        ids = [tokenizer.bos_token_id] if starts else []
+        # apart from each other, as processors encode them
+        for part in (prompt, answer):
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+        ids.append(tokenizer.eos_token_id)
+        rows.append({"input_ids": ids, "labels": list(ids)})
     return rows
 
 

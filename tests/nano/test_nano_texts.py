@@ -67,6 +67,16 @@ def test_all_text_tasks_are_practised(folder):
     assert all(any(question in example.prompt for example in made) for question in questions)
 
 
+@pytest.mark.parametrize("examples", [task_examples, chat_examples])
+def test_drills(folder, examples):
+    """Without a prompt: sentences and documents, and lists of words that repeat themselves or are spelled in front."""
+    answers = [example.answer for example in examples(folder) if not example.prompt]
+    words = [answer.split() for answer in answers]
+    repeated = [said for said in words if any(said == said[: len(said) // n] * n for n in (2, 3))]
+    spelled = [answer for answer in answers if re.match(r" \S \S.*[a-z]{2}", answer)]
+    assert len(repeated) > 30 and len(spelled) > 30
+
+
 def test_three_of_four_speeches_are_spelled(folder):
     start = "USER: <Speech>"
     said = [example.prompt for example in task_examples(folder) if example.prompt.startswith(start)]
@@ -88,7 +98,7 @@ def test_task_prompts_are_those_of_the_processor(folder, marked):
         prompt = task.template.format(**fields)
         (found,) = {example for example in examples if example == (prompt, row["metadata"]["target_text"], True)}
         (encoded,) = encode([found], tokenizer)
-        assert encoded == {name: expected[name] for name in ("input_ids", "labels")}
+        assert encoded["input_ids"] == encoded["labels"] == expected["input_ids"]
     for name in ("asr", "s2tt", "sqa"):
         for row in rows_of(folder, name):
             fields = {field: row.get(field) for field in TASKS[name].fields} | {"audio": None}
@@ -111,8 +121,8 @@ def test_tokenizer_prompts_are_those_of_its_collator(folder, marked):
             prompt += tokenizer.decode(behind)
             assert (prompt, row["targets"], True) in examples
             (encoded,) = encode([nano_texts.TextExample(prompt, row["targets"])], tokenizer)
-            learned = [label for label in encoded["labels"] if label != -100]
-            assert learned == answer and encoded["input_ids"][0] == bos_and_before[0] == tokenizer.bos_token_id
+            ids = encoded["input_ids"]
+            assert ids[-len(answer) :] == answer and ids[0] == bos_and_before[0] == tokenizer.bos_token_id
 
 
 def test_chats_are_those_of_the_processor(folder):
@@ -127,10 +137,10 @@ def test_chats_are_those_of_the_processor(folder):
         prompt = tokenizer.decode(rows)
         assert (prompt, row["metadata"]["answer_text"], False) in examples
         (encoded,) = encode([nano_texts.TextExample(prompt, row["metadata"]["answer_text"], starts=False)], tokenizer)
-        learned = [label for label in encoded["labels"] if label != -100]
-        assert encoded["input_ids"] == rows + learned and learned[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        ids = encoded["input_ids"]
+        assert ids[: len(rows)] == rows and ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
         answered = processor([row["messages"]], "text", add_generation_prompt=False)["input_ids"][0, :, 0].tolist()
-        assert answered[: len(rows) + len(learned)] == rows + learned
+        assert answered[: len(ids)] == ids
 
 
 def test_spoken_chats_are_spelled(folder, marked):
