@@ -15,6 +15,7 @@ from ..modeling.audio_features import centred_kaldi_fbank
 from .example_checks import recording_sizes
 from .example_columns import RowProblems
 from .recording_segments import RecordingSegments, load_row
+from .speech_augmentation import coloured_noise
 
 TRAINING_PEAK = (-20.0, -1.0)  # dB of full scale
 NOISE_TILT = (0.0, 2.0)  # power falls with this power of the frequency: from white to brown
@@ -164,9 +165,7 @@ class SpeakerSegments(RecordingSegments):
             place = int(draw.integers(len(self.noise_rows)))
             noise = load_row(self.noise_rows[place], place, self.sampling_rate, self.resample, self.channel)
             return _crop(noise, num_samples, draw)
-        spectrum = np.fft.rfft(draw.standard_normal(num_samples))
-        tilt = draw.uniform(*NOISE_TILT)
-        return np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 1) ** (tilt / 2), num_samples).astype("f4")
+        return coloured_noise(num_samples, draw.uniform(*NOISE_TILT), draw).numpy()
 
 
 def _crop(audio: np.ndarray, num_samples: int, draw: np.random.Generator) -> np.ndarray:

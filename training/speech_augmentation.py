@@ -92,14 +92,18 @@ class SpeechAugmentation:
         return resample(waveform, int(draw.choice(steps)), SPEED_STEPS)
 
     def _noise(self, waveform: Tensor, draw: np.random.Generator) -> Tensor:
-        noise = torch.from_numpy(draw.standard_normal(len(waveform), dtype=np.float32))
-        spectrum = torch.fft.rfft(noise)
-        falling = torch.arange(1, len(spectrum) + 1, dtype=torch.float32) ** (-0.5 * draw.random())
-        noise = torch.fft.irfft(spectrum * falling, n=len(waveform))
+        noise = coloured_noise(len(waveform), draw.random(), draw)
         power = waveform.square().mean().clamp_min(MIN_SNR_POWER) * 10 ** (
             -draw.uniform(self.min_snr, self.max_snr) / 10
         )
         return noise * (power / noise.square().mean().clamp_min(MIN_SNR_POWER)).sqrt()
+
+
+def coloured_noise(num_samples: int, tilt: float, draw: np.random.Generator) -> Tensor:
+    """Noise `(num_samples,)` whose power falls with the power `tilt` of the frequency: 0 white, 1 pink, 2 brown."""
+    spectrum = torch.fft.rfft(torch.from_numpy(draw.standard_normal(num_samples, dtype=np.float32)))
+    falling = torch.arange(1, len(spectrum) + 1, dtype=torch.float32) ** (-tilt / 2)
+    return torch.fft.irfft(spectrum * falling, n=num_samples)
 
 
 def _low_pass(waveform: Tensor, cutoff: float, sampling_rate: int) -> Tensor:
@@ -111,4 +115,4 @@ def _low_pass(waveform: Tensor, cutoff: float, sampling_rate: int) -> Tensor:
     )
 
 
-__all__ = ["SpeechAugmentation"]
+__all__ = ["SpeechAugmentation", "coloured_noise"]

@@ -135,8 +135,11 @@ def test_auto_classes_load_no_model_code_before_it_is_asked_for():
     "imports",
     [
         "import dualspeech",
-        "from transformers import AutoModel, AutoProcessor; import dualspeech",
-        "import dualspeech; from transformers.models.auto.processing_auto import PROCESSOR_MAPPING",
+        pytest.param("from transformers import AutoModel, AutoProcessor; import dualspeech", marks=pytest.mark.slow),
+        pytest.param(
+            "import dualspeech; from transformers.models.auto.processing_auto import PROCESSOR_MAPPING",
+            marks=pytest.mark.slow,
+        ),
         "from dualspeech.configuration.configuration_dualspeech import DualSpeechConfig",
     ],
 )

@@ -67,6 +67,7 @@ def released_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_folder_laid_out_like_the_release_keeps_its_processor(released_folder, tmp_path):
     code = f"""
