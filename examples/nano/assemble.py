@@ -1,12 +1,12 @@
 """Put trained parts of the nano pipeline together.
 
     python examples/nano/assemble.py dual_tokenizer --us_tokenizer outputs/nano/us_tokenizer \
-        --codec outputs/nano/wavtokenizer/codec --speaker_encoder outputs/nano/speaker_encoder/speaker_encoder \
+        --codec outputs/nano/codec/codec --speaker_encoder outputs/nano/speaker_encoder/speaker_encoder \
         --output outputs/nano/dual_tokenizer
-    python examples/nano/assemble.py moss_codec --encoder outputs/nano/whisper_vq/encoder \
+    python examples/nano/assemble.py moss_codec --encoder outputs/nano/speech_encoder_vq/encoder \
         --flow outputs/nano/flow_decoder --vocoder outputs/nano/vocoder/vocoder \
         --speaker_encoder outputs/nano/speaker_encoder/speaker_encoder --output outputs/nano/moss_codec
-    python examples/nano/assemble.py checkpoint --model outputs/nano/dualspeech --output model_cards/dualspeech-nano
+    python examples/nano/assemble.py checkpoint --model outputs/nano/dualspeech --output outputs/nano/dualspeech-nano
 
 The last command copies a model and its processor (audio tokenizer and default voice included) as a checkpoint to publish:
 weights are stored in half precision, and load and compute in float32.

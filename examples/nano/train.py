@@ -5,7 +5,8 @@
     python examples/nano/train.py --stages codec,speech_encoder # these alone
 
 A stage that is complete is skipped, and an interrupted one goes on where its last checkpoint stands, so the same command
-can be given until it is done. Everything stands in `--folder`. Each command can also be run by hand.
+can be given until it is done. Everything stands in `--folder`, the checkpoints in `dualspeech-nano` and `moss-speech-nano`
+below it. Each command can also be run by hand.
 """
 
 import argparse
@@ -140,6 +141,11 @@ def stages(folder: str, human_digits: str | None = None, scale: float = 1.0) -> 
             ),
             tuple(stage.name for stage in tokens),
         ),
+        Stage(
+            "dualspeech-nano",
+            assemble("checkpoint", at("dualspeech-nano"), model=at("dualspeech")),
+            ("dualspeech",),
+        ),
     ]
     return made + _moss_stages(at, both, assemble, prepare)
 
@@ -238,6 +244,11 @@ def _moss_stages(at, both, assemble, prepare) -> list[Stage]:
                 *data("chats", "documents", "texts"),
             ),
             ("moss_stage2",),
+        ),
+        Stage(
+            "moss-speech-nano",
+            assemble("checkpoint", at("moss-speech-nano"), model=at("moss_sft")),
+            ("moss_sft",),
         ),
     ]
 
