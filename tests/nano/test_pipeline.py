@@ -10,11 +10,12 @@ import soundfile
 from train import main, stages
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
-from tests.package.running import ROOT
+from tests.package.running import ROOT, blocks, run_commands
 from tests.tiny import tone
 
 from .corpora import make_takes
 
+NANO = ROOT / "examples" / "nano" / "README.md"
 NEEDED = "espeak-ng and flite make the corpus"
 
 
@@ -44,20 +45,25 @@ def test_list_runs_nothing(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All stages with two steps each, given twice: the second run skips everything."""
+    """The commands of the nano README, all stages with two steps each; and once more, when everything is skipped."""
     if not all(map(shutil.which, ("espeak-ng", "flite"))):
         pytest.skip(NEEDED)
     root = tmp_path_factory.mktemp("pipeline")
-    (root / "digits").mkdir()
-    make_takes(root / "digits")
-    for i, path in enumerate(sorted((root / "digits").iterdir())):
+    digits = root / "path" / "to" / "recordings"
+    digits.mkdir(parents=True)
+    make_takes(digits)
+    for i, path in enumerate(sorted(digits.iterdir())):
         soundfile.write(path, tone(0.4, 8000, frequency=150 + i), 8000)
-    given = ["--folder", str(root / "nano"), "--human_digits", str(root / "digits"), "--scale", "0.01"]
-    main([*given, "--max_steps", "2"])
-    stamps = {path: path.stat().st_mtime_ns for path in (root / "nano" / "logs").iterdir()}
-    main([*given, "--max_steps", "2"])
-    assert stamps == {path: path.stat().st_mtime_ns for path in (root / "nano" / "logs").iterdir()}
-    return root / "nano"
+    small = {"make_corpus.py": "make_corpus.py --scale 0.01", "train.py": "train.py --scale 0.01 --max_steps 2"}
+    for commands in blocks(NANO.read_text(encoding="utf-8"), "bash"):
+        for name, given in small.items():
+            commands = commands.replace(name, given)
+        run_commands(commands, root)
+        logs = root / "outputs" / "nano" / "logs"
+        stamps = {path: path.stat().st_mtime_ns for path in logs.glob("*")}
+    main(["--folder", str(logs.parent), "--human_digits", str(digits), "--scale", "0.01", "--max_steps", "2"])
+    assert len(stamps) > 50 and stamps == {path: path.stat().st_mtime_ns for path in logs.iterdir()}
+    return logs.parent
 
 
 @pytest.mark.slow

@@ -8,13 +8,9 @@ import dualspeech
 from dualspeech import registry
 from tests.hub_server import HubServer
 
-from .running import ROOT, run_python
+from .running import ROOT, blocks, run_commands, run_python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_python_block_runs(tmp_path):
@@ -33,13 +29,23 @@ def test_every_python_block_runs(tmp_path):
         path=[ROOT, ROOT / "examples"],
     )
     with HubServer() as hub:
-        run_python("\n".join(blocks("python")), cwd=tmp_path, path=[ROOT], **hub.environment(tmp_path / "home"))
+        run_python(
+            "\n".join(blocks(README, "python")), cwd=tmp_path, path=[ROOT], **hub.environment(tmp_path / "home")
+        )
         assert "model.safetensors" in hub.repositories["user/name"].files()
     assert (tmp_path / "answer.wav").stat().st_size > 44
 
 
+@pytest.mark.slow
+def test_every_command_block_runs(tmp_path):
+    """But for the installation (`test_install.py`) and the test suite itself."""
+    for commands in blocks(README, "bash"):
+        if "pytest" not in commands:
+            run_commands(commands, tmp_path)
+
+
 def test_commands():
-    commands = "\n".join(blocks("bash"))
+    commands = "\n".join(blocks(README, "bash"))
     for path in re.findall(r"\b(?:examples|tests)/[\w/.]+", commands):
         assert (ROOT / path).exists(), path
     assert README.count("<!-- test command -->\n```bash\n") == 1
