@@ -67,11 +67,19 @@ def drills(folder: str | Path, draw: random.Random, count: int, repeats: tuple[i
             yield _speech(text, draw, repeats), text
 
 
+def drill_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
+    """Drills for the text models of both designs."""
+    draw, number = random.Random(f"drills/{seed}"), len(rows_of(folder, "asr"))
+    for speech, text in drills(folder, draw, 5 * number, (1, 3)):
+        yield _as_tokenizer_prompt("asr", speech, text) if speech else TextExample("", text)
+    for speech, text in drills(folder, draw, 3 * number, (1, 2)):
+        asked = "Please repeat. " if text == speech else spell("Please repeat ", draw, (1, 2))
+        yield _chat(asked + speech, text) if speech else TextExample("", text, starts=False)
+
+
 def task_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of DualSpeechLM: sentences in four languages, and understanding with texts as speech."""
     draw = random.Random(f"tasks/{seed}")
-    for speech, text in drills(folder, draw, 5 * len(rows_of(folder, "asr")), (1, 3)):
-        yield _as_tokenizer_prompt("asr", speech, text) if speech else TextExample("", text)
     for row in rows_of(folder, "asr"):
         text = row["metadata"].get("text", row["targets"])
         yield TextExample("", row["targets"])
@@ -109,9 +117,6 @@ def _as_task_prompt(row: dict, draw: random.Random, audio: str = "", answer: str
 def chat_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """For the text model of MOSS-Speech: documents, and chats with texts as speech."""
     draw = random.Random(f"chats/{seed}")
-    for speech, text in drills(folder, draw, 3 * len(rows_of(folder, "asr")), (1, 2)):
-        asked = "Please repeat. " if text == speech else spell("Please repeat ", draw, (1, 2))
-        yield _chat(asked + speech, text) if speech else TextExample("", text, starts=False)
     for row in rows_of(folder, "texts"):
         yield TextExample("", row["chunks"][0], starts=False)
         yield TextExample(_speech(row["chunks"][0], draw, (1, 2)) + " ", row["chunks"][0], starts=False)
@@ -129,4 +134,13 @@ def _chat(user: str, answer: str) -> TextExample:
     return TextExample(f"{prompt}<|im_start|>assistant\n", answer, starts=False)
 
 
-__all__ = ["CHAT_TOKENS", "START_TOKEN", "TextExample", "chat_examples", "rows_of", "spell", "task_examples"]
+__all__ = [
+    "CHAT_TOKENS",
+    "START_TOKEN",
+    "TextExample",
+    "chat_examples",
+    "drill_examples",
+    "rows_of",
+    "spell",
+    "task_examples",
+]

@@ -59,16 +59,23 @@ def stages(folder: str, human_digits: str | None = None, scale: float = 1.0) -> 
         output = at(f"tokens_{kind}/{split}/{name}")
         return ["-m", module, rows(split, name), "--processor", processor, "--output", output, *more]
 
+    texts = ("--train_data", at("corpus/rows/train"), "--eval_data", at("corpus/rows/validation"))
     corpus = [str(HERE / "make_corpus.py"), "--output", at("corpus"), "--scale", str(scale)]
     made = [
         Stage("corpus", corpus + (["--human_digits", human_digits] if human_digits else [])),
         Stage(
-            "text_model",
+            "text_drills",
             script(
-                *("train_text_model", None, at("text_model"), "--train_data", at("corpus/rows/train")),
-                *("--eval_data", at("corpus/rows/validation")),
+                *("train_text_model", None, at("text_drills"), *texts, "--drills_only"),
+                *("--max_steps", "1200", "--per_device_train_batch_size", "48"),
+                *("--lr_scheduler_type", "constant_with_warmup"),
             ),
             ("corpus",),
+        ),
+        Stage(
+            "text_model",
+            script("train_text_model", None, at("text_model"), *texts, "--checkpoint", at("text_drills")),
+            ("text_drills",),
         ),
         Stage(
             "speech_encoder_short",

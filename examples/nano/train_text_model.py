@@ -1,18 +1,23 @@
 """Train the small text model of both designs, and its tokenizer, on the texts of the nano corpus.
 
-    python examples/nano/train_text_model.py --train_data outputs/nano/corpus/rows/train \
-        --eval_data outputs/nano/corpus/rows/validation --output_dir outputs/nano/text_model
+    python examples/nano/train_text_model.py --drills_only --max_steps 1200 --train_data outputs/nano/corpus/rows/train \
+        --eval_data outputs/nano/corpus/rows/validation --output_dir outputs/nano/text_drills
+    python examples/nano/train_text_model.py --checkpoint outputs/nano/text_drills \
+        --train_data outputs/nano/corpus/rows/train --eval_data outputs/nano/corpus/rows/validation \
+        --output_dir outputs/nano/text_model
 
-It is a Qwen3, which MOSS-Speech needs and DualSpeechLM takes as any other, and loads with `AutoModelForCausalLM` and
+Copying from a prompt is learned first, by drills alone: among other texts it takes several times as long. It is a Qwen3, which MOSS-Speech needs and DualSpeechLM takes as any other, and loads with `AutoModelForCausalLM` and
 `AutoTokenizer`. All arguments of `TrainingArguments` can be given; `--resume_from_checkpoint auto` goes on where a training
 stopped.
 """
 
 from dataclasses import dataclass, field
 
-from nano_texts import CHAT_TOKENS, START_TOKEN, TextExample, chat_examples, task_examples
+from nano_texts import CHAT_TOKENS, START_TOKEN, TextExample, chat_examples, drill_examples, task_examples
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -30,6 +35,8 @@ from dualspeech.training.training_run import run
 class TextModelArguments:
     train_data: str = field(default="", metadata={"help": "folder of the rows of the training split"})
     eval_data: str = field(default="", metadata={"help": "the same, for evaluation"})
+    drills_only: bool = field(default=False, metadata={"help": "learn to copy and to read, no sentences"})
+    checkpoint: str | None = field(default=None, metadata={"help": "go on with this model and its tokenizer"})
     vocab_size: int = field(default=1400, metadata={"help": "tokens at most, special ones included"})
     hidden_size: int = field(default=192, metadata={"help": "width"})
     intermediate_size: int = field(default=512, metadata={"help": "inner width of the feed-forward parts"})
@@ -37,9 +44,10 @@ class TextModelArguments:
     num_attention_heads: int = field(default=6, metadata={"help": "heads"})
 
 
-def examples_of(folder: str, seed: int) -> list[TextExample]:
+def examples_of(folder: str, seed: int, drills_only: bool = False) -> list[TextExample]:
     """What is learned from the rows of a split."""
-    return [*task_examples(folder, seed), *chat_examples(folder, seed)]
+    drills = [*drill_examples(folder, seed)]
+    return drills if drills_only else [*drills, *task_examples(folder, seed), *chat_examples(folder, seed)]
 
 
 def train_tokenizer(examples: list[TextExample], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -103,7 +111,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             "learning_rate": 2e-3,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 100,
-            "max_steps": 6000,
+            "max_steps": 2600,
             "weight_decay": 0.01,
             "train_sampling_strategy": "group_by_length",
             "eval_strategy": "steps",
@@ -116,13 +124,19 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         },
     )
     set_seed(training.seed)
-    train = examples_of(model_arguments.train_data, training.seed)
-    tokenizer = train_tokenizer(train, model_arguments.vocab_size)
+    folders = (model_arguments.train_data, model_arguments.eval_data)
+    train, held_out = (examples_of(folder, training.seed, model_arguments.drills_only) for folder in folders)
+    if model_arguments.checkpoint is None:
+        tokenizer = train_tokenizer(examples_of(folders[0], training.seed), model_arguments.vocab_size)
+        model = new_model(model_arguments, tokenizer)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_arguments.checkpoint)
+        model = AutoModelForCausalLM.from_pretrained(model_arguments.checkpoint)
     trainer = Trainer(
-        model=new_model(model_arguments, tokenizer),
+        model=model,
         args=training,
         train_dataset=encode(train, tokenizer),
-        eval_dataset=encode(examples_of(model_arguments.eval_data, training.seed), tokenizer),
+        eval_dataset=encode(held_out, tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         processing_class=tokenizer,
     )

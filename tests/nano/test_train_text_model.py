@@ -94,3 +94,14 @@ def test_a_resumed_training_ends_with_the_same_weights(trained, train):
     before = load_file(folder / "checkpoint-2" / "model.safetensors")
     assert not all(torch.equal(whole[name], before[name]) for name in whole)
     assert (folder / "tokenizer.json").read_bytes() == (resumed / "tokenizer.json").read_bytes()
+
+
+def test_going_on_with_a_model(trained, train):
+    """As behind the drills: with the weights and the tokenizer of the folder."""
+    folder = trained[0]
+    drilled, _ = train("drills", drills_only=True, max_steps=1)
+    assert (drilled / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    after, _ = train("after", checkpoint=folder, max_steps=1, learning_rate=0.0)
+    first, second = (load_file(path / "model.safetensors") for path in (folder, after))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (after / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
