@@ -49,32 +49,38 @@ def _speech(text: str, draw: random.Random, repeats: tuple[int, int]) -> str:
     return spell(text, draw, repeats) if draw.random() < 0.75 else text
 
 
-def drills(folder: str | Path, draw: random.Random, count: int, repeats: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Words without grammar, which can be read but not guessed, unlike those of a sentence: prompts and answers.
+def _words(folder: str | Path) -> list[str]:
+    return sorted({word for row in rows_of(folder, "asr") for word in row["targets"].translate(MARKS).split()})
 
-    One of three is a list that repeats itself, one spells each word in front of it, one spells the list before all of it:
-    a small model learns to copy from the first, and to read from the second, long before it can do the third.
+
+def copying_drills(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
+    """Lists of words that repeat themselves: nothing but copying helps, so a model finds out about it soonest."""
+    draw, words = random.Random(f"copying/{seed}"), _words(folder)
+    for index in range(6 * len(rows_of(folder, "asr"))):
+        said = [draw.choice(words) for _ in range(draw.randint(4, 14))]
+        yield TextExample("", " ".join((said * 7)[: draw.randint(24, 28)]), starts=index % 2 == 0)
+
+
+def reading_drills(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
     """
-    words = sorted({word for row in rows_of(folder, "asr") for word in row["targets"].translate(MARKS).split()})
-    for index in range(count):
-        said = [draw.choice(words) for _ in range(draw.randint(1, 7))]
-        if index % 3 == 0:
-            yield "", " ".join(said * draw.randint(2, 3))
-        elif index % 3 == 1:
-            yield "", "".join(f"{spell(word, draw, repeats)} {word}" for word in said)
+    Words without grammar, which can be read but not guessed, unlike those of a sentence. In one of five a list is copied;
+    two of five spell each word in front of it, two ask for all that is spelled, as either design asks.
+    """
+    draw, words = random.Random(f"reading/{seed}"), _words(folder)
+    for index in range(8 * len(rows_of(folder, "asr"))):
+        said, starts = [draw.choice(words) for _ in range(draw.randint(1, 7))], draw.random() < 0.6
+        repeats = (1, 3) if starts else (1, 2)
+        text = " ".join(said)
+        if index % 5 == 0:
+            yield TextExample("", " ".join(said * draw.randint(2, 3)), starts)
+        elif index % 5 < 3:
+            yield TextExample("", "".join(f"{spell(word, draw, repeats)} {word}" for word in said), starts)
+        elif starts:
+            yield _as_tokenizer_prompt("asr", _speech(text, draw, repeats), text)
         else:
-            text = " ".join(said)
-            yield _speech(text, draw, repeats), text
-
-
-def drill_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
-    """Drills for the text models of both designs."""
-    draw, number = random.Random(f"drills/{seed}"), len(rows_of(folder, "asr"))
-    for speech, text in drills(folder, draw, 5 * number, (1, 3)):
-        yield _as_tokenizer_prompt("asr", speech, text) if speech else TextExample("", text)
-    for speech, text in drills(folder, draw, 3 * number, (1, 2)):
-        asked = "Please repeat. " if text == speech else spell("Please repeat ", draw, (1, 2))
-        yield _chat(asked + speech, text) if speech else TextExample("", text, starts=False)
+            speech = _speech(text, draw, repeats)
+            asked = "Please repeat. " if speech == text else spell("Please repeat ", draw, repeats)
+            yield _chat(asked + speech, text)
 
 
 def task_examples(folder: str | Path, seed: int = 0) -> Iterator[TextExample]:
@@ -139,7 +145,8 @@ __all__ = [
     "START_TOKEN",
     "TextExample",
     "chat_examples",
-    "drill_examples",
+    "copying_drills",
+    "reading_drills",
     "rows_of",
     "spell",
     "task_examples",

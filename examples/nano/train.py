@@ -60,22 +60,27 @@ def stages(folder: str, human_digits: str | None = None, scale: float = 1.0) -> 
         return ["-m", module, rows(split, name), "--processor", processor, "--output", output, *more]
 
     texts = ("--train_data", at("corpus/rows/train"), "--eval_data", at("corpus/rows/validation"))
+    drills = ("--lr_scheduler_type", "constant_with_warmup", "--max_steps")
     corpus = [str(HERE / "make_corpus.py"), "--output", at("corpus"), "--scale", str(scale)]
     made = [
         Stage("corpus", corpus + (["--human_digits", human_digits] if human_digits else [])),
         Stage(
-            "text_drills",
-            script(
-                *("train_text_model", None, at("text_drills"), *texts, "--drills_only"),
-                *("--max_steps", "1200", "--per_device_train_batch_size", "48"),
-                *("--lr_scheduler_type", "constant_with_warmup"),
-            ),
+            "text_copying",
+            script("train_text_model", None, at("text_copying"), *texts, "--texts", "copying", *drills, "300"),
             ("corpus",),
         ),
         Stage(
+            "text_reading",
+            script(
+                *("train_text_model", None, at("text_reading"), *texts, "--texts", "reading", *drills, "800"),
+                *("--checkpoint", at("text_copying")),
+            ),
+            ("text_copying",),
+        ),
+        Stage(
             "text_model",
-            script("train_text_model", None, at("text_model"), *texts, "--checkpoint", at("text_drills")),
-            ("text_drills",),
+            script("train_text_model", None, at("text_model"), *texts, "--checkpoint", at("text_reading")),
+            ("text_reading",),
         ),
         Stage(
             "speech_encoder_short",

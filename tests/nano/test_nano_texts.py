@@ -5,7 +5,7 @@ import re
 
 import nano_texts
 import pytest
-from nano_texts import CHAT_TOKENS, chat_examples, drill_examples, rows_of, spell, task_examples
+from nano_texts import CHAT_TOKENS, chat_examples, copying_drills, reading_drills, rows_of, spell, task_examples
 from train_text_model import encode, train_tokenizer
 
 from dualspeech import UsTokenizerForUnderstandingConfig
@@ -45,7 +45,7 @@ def test_spell():
     assert first == again != other
 
 
-@pytest.mark.parametrize("examples", [drill_examples, task_examples, chat_examples])
+@pytest.mark.parametrize("examples", [copying_drills, reading_drills, task_examples, chat_examples])
 def test_examples_are_the_same_for_a_seed(folder, examples):
     first = list(examples(folder, 0))
     assert first == list(examples(folder, 0)) and first != list(examples(folder, 1))
@@ -67,20 +67,21 @@ def test_all_text_tasks_are_practised(folder):
     assert all(any(question in example.prompt for example in made) for question in questions)
 
 
+def repeats(text):
+    words = text.split()
+    return any(words[:-n] == words[n:] for n in range(1, min(15, len(words))))
+
+
 def test_drills(folder):
-    """A third repeats a list of words, a third spells each word in front of it, a third asks for what is spelled."""
-    made = list(drill_examples(folder))
-    repeated, spelled = [], []
-    for example in made:
-        said = example.answer.split()
-        if not example.prompt and any(said == said[: len(said) // n] * n for n in (2, 3)):
-            repeated.append(example)
-        elif not example.prompt and re.match(r" \S ", example.answer):
-            spelled.append(example)
+    """Lists of words that repeat themselves; in reading also words that are spelled in front, and spelled lists."""
+    copied, made = list(copying_drills(folder)), list(reading_drills(folder))
+    assert not any(example.prompt for example in copied) and all(repeats(answer) for _, answer, _ in copied)
     asked = [example for example in made if example.prompt]
-    assert len(repeated) + len(spelled) + len(asked) == len(made)
-    assert max(map(len, (repeated, spelled, asked))) - min(map(len, (repeated, spelled, asked))) < 0.1 * len(made)
-    assert {example.starts for example in made} == {True, False}
+    spelled = [example for example in made if not example.prompt and re.match(r" \S ", example.answer)]
+    again = [example for example in made if not example.prompt and repeats(example.answer)]
+    assert [len(some) / len(made) for some in (asked, spelled, again)] == pytest.approx([0.4, 0.4, 0.2], abs=0.02)
+    for examples in (copied, asked, spelled, again):
+        assert {example.starts for example in examples} == {True, False}
 
 
 def test_three_of_four_speeches_are_spelled(folder):

@@ -6,8 +6,8 @@ from nano_grammar import draw_frames
 from nano_lexicon import LANGUAGES
 from nano_texts import CHAT_TOKENS, START_TOKEN
 from safetensors.torch import load_file
-from train_text_model import main
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from train_text_model import look_back, main
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from .corpora import write_rows
 
@@ -99,9 +99,26 @@ def test_a_resumed_training_ends_with_the_same_weights(trained, train):
 def test_going_on_with_a_model(trained, train):
     """As behind the drills: with the weights and the tokenizer of the folder."""
     folder = trained[0]
-    drilled, _ = train("drills", drills_only=True, max_steps=1)
+    drilled, _ = train("drills", texts="copying", max_steps=1)
     assert (drilled / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    with pytest.raises(ValueError, match="accepted are copying, reading, all"):
+        train("nothing", texts="nothing")
     after, _ = train("after", checkpoint=folder, max_steps=1, learning_rate=0.0)
     first, second = (load_file(path / "model.safetensors") for path in (folder, after))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (after / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_new_model_looks_back():
+    """The first head attends to the token before, wherever it stands (its few rotations come round further away)."""
+    config = Qwen3Config(
+        hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=99
+    )
+    config.num_key_value_heads, config.head_dim, config._attn_implementation = 2, 32, "eager"
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config).eval()
+    look_back(model)
+    attentions = model(torch.randint(99, (2, 18)), output_attentions=True).attentions
+    before = attentions[0][:, 0].diagonal(-1, dim1=1, dim2=2)
+    assert before.min() > 0.8
+    assert attentions[0][:, 1].diagonal(-1, dim1=1, dim2=2).mean() < 0.5
