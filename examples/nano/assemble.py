@@ -6,7 +6,8 @@
     python examples/nano/assemble.py moss_codec --encoder outputs/nano/speech_encoder_vq/encoder \
         --flow outputs/nano/flow_decoder --vocoder outputs/nano/vocoder/vocoder \
         --speaker_encoder outputs/nano/speaker_encoder/speaker_encoder --output outputs/nano/moss_codec
-    python examples/nano/assemble.py checkpoint --model outputs/nano/dualspeech --output outputs/nano/dualspeech-nano
+    python examples/nano/assemble.py checkpoint --model outputs/nano/dualspeech --max_new_tokens 200 \
+        --output outputs/nano/dualspeech-nano
 
 The last command copies a model and its processor (audio tokenizer and default voice included) as a checkpoint to publish:
 weights are stored in half precision, and load and compute in float32.
@@ -94,6 +95,8 @@ def checkpoint(options: argparse.Namespace) -> None:
     for part in parts.values():
         if part.dtype != torch.float32:
             raise ValueError(f"`model` {options.model!r} holds weights in {part.dtype}; accepted is torch.float32")
+    if options.max_new_tokens is not None:
+        model.generation_config.max_new_tokens = options.max_new_tokens
     processor.save_pretrained(options.output)
     model.save_pretrained(options.output)
     for folder, part in parts.items():
@@ -134,6 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
         command.set_defaults(function=function)
         for name in (*names, "output"):
             command.add_argument(f"--{name}", required=True)
+        if function is checkpoint:
+            command.add_argument("--max_new_tokens", type=int, help="limit of an answer where the user gives none")
     options = parser.parse_args(arguments)
     options.function(options)
 

@@ -155,7 +155,7 @@ def stages(folder: str, human_digits: str | None = None, scale: float = 1.0) -> 
         ),
         Stage(
             "dualspeech-nano",
-            assemble("checkpoint", at("dualspeech-nano"), model=at("dualspeech")),
+            assemble("checkpoint", at("dualspeech-nano"), model=at("dualspeech"), max_new_tokens="200"),
             ("dualspeech",),
         ),
     ]
@@ -259,7 +259,7 @@ def _moss_stages(at, both, assemble, prepare) -> list[Stage]:
         ),
         Stage(
             "moss-speech-nano",
-            assemble("checkpoint", at("moss-speech-nano"), model=at("moss_sft")),
+            assemble("checkpoint", at("moss-speech-nano"), model=at("moss_sft"), max_new_tokens="150"),
             ("moss_sft",),
         ),
     ]

@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             "learning_rate": 2e-3,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 100,
-            "max_steps": 2200,
+            "max_steps": 4000,
             "weight_decay": 0.01,
             "train_sampling_strategy": "group_by_length",
             "eval_strategy": "steps",

@@ -233,12 +233,13 @@ def test_codebooks_are_the_same(dual_checkpoint, moss_checkpoint):
 
 
 def test_a_text_model_is_a_checkpoint_too(folder):
-    published = run("checkpoint", folder / "text_published", model=folder / "text_model")
+    published = run("checkpoint", folder / "text_published", model=folder / "text_model", max_new_tokens=7)
     first, second = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "text_model", published))
     assert second.dtype == torch.float32 and set(floats(published).values()) == {torch.float16}
     ids = torch.tensor([[1, 5, 9, 30]])
     assert same(first(ids).logits, second(ids).logits, 0.01)
     assert AutoTokenizer.from_pretrained(published)("a b")["input_ids"]
+    assert (first.generation_config.max_new_tokens, second.generation_config.max_new_tokens) == (None, 7)
 
 
 def test_weights_in_another_precision_are_refused(folder, tmp_path):
