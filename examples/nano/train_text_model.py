@@ -110,8 +110,8 @@ def new_model(arguments: TextModelArguments, tokenizer: PreTrainedTokenizerFast)
 def look_back(model: Qwen3ForCausalLM, constant: float = 0.2, num_pairs: int = 3, sharpness: float = 2.0) -> None:
     """
     Let the first head of a new model attend to the token before. Copying needs such a head in front of one that compares
-    (Olsson et al. 2022, "In-context Learning and Induction Heads"); where it has to be found by training, that takes tens
-    of millions of tokens, more than all of the training here.
+    (Olsson et al. 2022, "In-context Learning and Induction Heads"). Without it, the loss on `copying` stood at 3.35 after
+    700 steps, flat: the words of the list, in any order; with it, at 2.0 after 300.
 
     Queries and keys of the head are the same for all tokens, made of one constant feature of the embeddings; the fastest
     rotations of the rotary embedding turn them so that they agree one position apart, and again, less, only some twenty positions away.

@@ -20,7 +20,7 @@ NEEDED = "espeak-ng and flite make the corpus"
 
 
 def test_stages_need_earlier_ones():
-    """Each stage stands behind those it builds on, and gives the scripts options that they have."""
+    """Each stage stands behind those it builds on; its script and its recipe exist."""
     seen = set()
     for stage in stages("folder"):
         assert set(stage.needs) <= seen and stage.name not in seen
